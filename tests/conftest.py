@@ -1,0 +1,18 @@
+"""Fixtures that all tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    "The folder with real task files. Tests that need it are skipped where there is none, and fail where CI=true says that it must be there."
+    root = os.environ.get("XSTUDY_DATA", "")
+    if root and Path(root).is_dir():
+        return Path(root)
+    why = f"XSTUDY_DATA names no folder with task files ({root!r})" if root else "XSTUDY_DATA is not set: no real task files to read"
+    if root or os.environ.get("CI", "").lower() == "true":
+        pytest.fail(why)
+    pytest.skip(why)
