@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'SPECIAL', 'UNPOOLED', 'EncoderSpec', 'encoder_spec', 'train_tokenizer', 'wrap_tokenizer', 'new_encoder',
-           'attention_for', 'pad', 'pool', 'save_encoder', 'check_model_folder', 'check_safetensors', 'load_encoder',
-           'looks_local']
+           'attention_for', 'pad', 'round_up', 'pool', 'save_encoder', 'check_model_folder', 'check_safetensors',
+           'load_encoder', 'looks_local']
 
 # %% ../nbs/20_encoders.ipynb #cell-002
 import json
@@ -102,13 +102,18 @@ def attention_for(width: int) -> str:
     return "eager" if width <= 256 else "sdpa"
 
 # %% ../nbs/20_encoders.ipynb #cell-013
-def pad(texts: list[np.ndarray], pad_id: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    "(ids [B, T], attention mask [B, T]), padded to the longest of the batch."
-    ids = np.full((len(texts), max(map(len, texts))), pad_id, dtype=np.int64)
+def pad(texts: list[np.ndarray], pad_id: int = 1, multiple: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    "(ids [B, T], attention mask [B, T]), padded to the longest of the batch, rounded up: few shapes, so that few kernels are built."
+    ids = np.full((len(texts), round_up(max(map(len, texts)), multiple)), pad_id, dtype=np.int64)
     mask = np.zeros_like(ids)
     for i, x in enumerate(texts):
         ids[i, : len(x)], mask[i, : len(x)] = x, 1
     return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+def round_up(n: int, multiple: int) -> int:
+    "The least multiple that is not below n."
+    return -(-n // multiple) * multiple
 
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor, how: str) -> torch.Tensor:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .core import DataError, rng
-from .encoders import encoder_spec, new_encoder, pad, pool, save_encoder, train_tokenizer
+from .encoders import encoder_spec, new_encoder, pad, pool, round_up, save_encoder, train_tokenizer
 from .loop import LoopSettings, optimise, threads
 
 # %% ../nbs/21_pretrain.ipynb #cell-004
@@ -113,8 +113,8 @@ def _pair(corpus: Corpus, s: PretrainSettings, g: np.random.Generator) -> tuple:
 
 # %% ../nbs/21_pretrain.ipynb #cell-010
 def mask_batch(texts: list[tuple], s: PretrainSettings, vocab: int, step: int) -> tuple[torch.Tensor, ...]:
-    "(input ids [B, T], attention mask [B, T], positions [M] into the flat batch, targets [M])."
-    width = max(len(x) for x, _ in texts)
+    "(input ids [B, T], attention mask [B, T], positions [M] into the flat batch, targets [M]); M is rounded up with targets of -100."
+    width = round_up(max(len(x) for x, _ in texts), 4)
     ids, chance = np.full((len(texts), width), 1, dtype=np.int64), np.zeros((len(texts), width))
     for i, (x, c) in enumerate(texts):
         ids[i, : len(x)], chance[i, : len(x)] = x, c
@@ -123,10 +123,12 @@ def mask_batch(texts: list[tuple], s: PretrainSettings, vocab: int, step: int) -
     if not chosen.any():
         chosen[0, 1] = True
     targets, positions = ids[chosen], np.flatnonzero(chosen)
+    spare = round_up(len(targets), 128) - len(targets)
     kind = g.random(len(targets))
     new = np.where(kind < s.noise, g.integers(5, vocab, len(targets)), np.where(kind < 2 * s.noise, targets, 4))
     attention = (ids != 1).astype(np.int64)
     ids[chosen] = new
+    positions, targets = np.pad(positions, (0, spare)), np.pad(targets, (0, spare), constant_values=-100)  # -100: not counted in the loss
     return tuple(torch.from_numpy(x) for x in (ids, attention, positions, targets))
 
 # %% ../nbs/21_pretrain.ipynb #cell-012
