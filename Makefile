@@ -1,7 +1,7 @@
 # Two words do everything on a fresh machine: `make study` and `make test`.
 PYTHON ?= python3.11
 BIN := .venv/bin
-PROFILE ?= lab-quick
+PROFILE ?= $(shell sed -n 's,^profile = ,,p' settings.ini)
 export TOKENIZERS_PARALLELISM = false
 
 .PHONY: study test export fmt lab clean readme setup

@@ -78,6 +78,8 @@ def limits_of(p: Profile, result: dict, gate: pd.DataFrame) -> list[str]:
     failed = gate.loc[~gate["passed"], "language"].tolist()
     if failed:
         out.append(f"These languages do not pass the gate and enter no contrast: {', '.join(failed)}.")
+    for attack, reasons in result.get("left_out", {}).items():
+        out += [f"{language} is left out of {attack}: {reason}" for language, reason in reasons.items()]
     return [*out, "Label preservation under attack is by construction of the edits, not yet judged by an independent parser."]
 
 

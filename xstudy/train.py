@@ -14,7 +14,6 @@ import torch
 from torch.nn import functional as F
 
 from .core import DataError, ModelError, SettingsError, rng
-from .encoders import pad
 from .heads import PairClassifier, Predictor, encode_pairs
 from .loop import LoopSettings, optimise, plan_batches, threads
 from .tasks import Pair, task
@@ -82,7 +81,7 @@ def train_stage(
 
     def loss_at(step: int) -> torch.Tensor:
         batch = plan[step]
-        return F.cross_entropy(model(*pad([ids[i] for i in batch])), torch.from_numpy(y[batch]))
+        return F.cross_entropy(model([ids[i] for i in batch]), torch.from_numpy(y[batch]))
 
     with threads(s.threads):
         losses = optimise(model, loss_at, len(plan), replace(s.loop, seed=s.seed), f"training on {s.task}", checkpoint)
