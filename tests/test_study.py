@@ -185,3 +185,17 @@ def test_the_report_opens_in_a_browser(published, tmp_path):
     dom = subprocess.run([chromium, *flags, f"--user-data-dir={tmp_path / 'chrome2'}", "--dump-dom", page], capture_output=True, text=True, timeout=120).stdout
     assert dom.count("<table") >= 6 and "<svg" in dom or "data:image" in dom
     assert "http://" not in dom.replace("http://www.w3.org", "").replace("http://arxiv.org", "") or "<script src" not in dom
+
+
+def test_the_same_line_on_real_files(data_root, tmp_path):
+    text = TINY.replace("source: lab", "source: folder").replace("train: lab-nli", "train: mnli").replace("target: lab-nli", "target: xnli")
+    text = "\n".join(x for x in text.splitlines() if not x.startswith("lab:")).replace("{task: lab-paws}, {task: lab-qqp}", "{task: paws, dev: pawsx}, {task: qqp}")
+    (tmp_path / "real.yaml").write_text(text.replace("steps: 30", "steps: 10"))
+    done = xstudy("run", "real.yaml", "--root", data_root, "--json", store=tmp_path / "store", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    out = tmp_path / "reports" / "tiny"
+    gate = pd.read_parquet(out / "tables" / "gate.parquet")
+    assert len(gate) == 15 and not gate["passed"].any()
+    result = json.loads((out / "result.json").read_text())
+    assert "0 of 15 languages" in result["withheld"] and {"sw", "ur"} <= set(result["left_out"]["codemix"])
+    assert "verdict" in (out / "report.md").read_text().lower()

@@ -17,6 +17,7 @@ from torch import nn
 
 from .core import ModelError, SettingsError, nearest, seed_for
 from .encoders import check_model_folder, load_encoder, pad, pool, save_encoder
+from .loop import autocast
 
 # %% ../nbs/22_heads.ipynb #cell-004
 def encode_pairs(tokenizer, pairs: Sequence[tuple[str, str]]) -> list[np.ndarray]:
@@ -81,8 +82,8 @@ def compare(u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 class Predictor:
     "A classifier as a callable: pairs of texts -> probabilities [n, labels], float32."
 
-    def __init__(self, model: PairClassifier, tokenizer, batch_tokens: int = 4096):
-        self.model, self.tokenizer, self.batch_tokens = model.eval(), tokenizer, batch_tokens
+    def __init__(self, model: PairClassifier, tokenizer, batch_tokens: int = 4096, precision: str = "fp32"):
+        self.model, self.tokenizer, self.batch_tokens, self.precision = model.eval(), tokenizer, batch_tokens, precision
         self.labels = model.labels
 
     def vectors(self, texts: list[np.ndarray]) -> torch.Tensor:
@@ -96,7 +97,8 @@ class Predictor:
         while start < len(order):
             size = max(1, self.batch_tokens // len(distinct[order[min(start + 127, len(order) - 1)]]))
             some = order[start : start + size]
-            read[some] = self.model.read([distinct[i] for i in some])
+            with autocast(self.precision):
+                read[some] = self.model.read([distinct[i] for i in some]).float()
             start += size
         return read[index]
 

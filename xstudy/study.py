@@ -275,7 +275,7 @@ def examples(study: Study, arm: str, seed: int) -> list[dict]:
 def _part(study: Study, key: str, model: Path, arm: str, seed: int, mode: str, name: str) -> Path:
     def fill(folder: Path):
         with threads(study.profile.stage.threads):
-            table, shown = predict_part(study, Predictor(*load_classifier(model)), arm, seed, mode, name)
+            table, shown = predict_part(study, Predictor(*load_classifier(model), precision=study.profile.stage.loop.precision), arm, seed, mode, name)
         table.to_parquet(folder / "predictions.parquet", index=False)
         (folder / "examples.json").write_text(json.dumps(shown, ensure_ascii=False), encoding="utf-8")
 
