@@ -272,7 +272,7 @@ def _launch(run: _Run):
             if name not in run.later:
                 _say(run, name, "started")
 
-
+# %% ../nbs/52_batch.ipynb #cell-026
 def _finish(run: _Run, name: str, future):
     "Files how a job ended; a lost worker is given one more try, a busy job is looked at again later."
     job, error = run.jobs[name], future.exception()
@@ -296,7 +296,7 @@ def _finish(run: _Run, name: str, future):
         run.status[name] = "failed"
         _say(run, name, f"FAILED after {clock(seconds)}: {text}")
 
-# %% ../nbs/52_batch.ipynb #cell-026
+# %% ../nbs/52_batch.ipynb #cell-027
 def run_graph(
     jobs: list[Job],
     store: Store,

@@ -141,7 +141,7 @@ def load_profile(
         raw["stage"] = {"task": "", "tokens": 1} | raw.get("stage", {})
     return check_profile(build(Profile, raw | changes, path.stem))
 
-
+# %% ../nbs/50_design.ipynb #cell-012
 def check_profile(p: Profile) -> Profile:
     "Refuses what no run could do: unknown tasks, languages, questions, no seeds."
     for q in p.questions:
@@ -160,7 +160,7 @@ def check_profile(p: Profile) -> Profile:
         raise SettingsError(f"{p.name}: at least two intermediate tasks are needed, since the main contrast is their mean.")
     return p
 
-# %% ../nbs/50_design.ipynb #cell-014
+# %% ../nbs/50_design.ipynb #cell-015
 @dataclass(frozen=True)
 class Arm:
     "One way of training, without its seed."
@@ -199,7 +199,7 @@ def short_name(task_name: str) -> str:
     "A task's name in an arm: lab-paws -> paws."
     return task_name.removeprefix("lab-")
 
-# %% ../nbs/50_design.ipynb #cell-017
+# %% ../nbs/50_design.ipynb #cell-018
 @dataclass(frozen=True)
 class Contrast:
     "A comparison fixed before the run: treatment minus control."
@@ -235,7 +235,7 @@ def main_measures(p: Profile) -> list[str]:
     "Names of the measures of the main contrast: accuracy under attack, and the drop to it."
     return [f"{k}_{a}" for k in ("adv", "drop_adv") for a in p.evaluation.attacks]
 
-# %% ../nbs/50_design.ipynb #cell-020
+# %% ../nbs/50_design.ipynb #cell-021
 def power(p: Profile, clusters: int | None = None, tests: int | None = None) -> dict:
     "Standard error and detectable effect (proportions) of the main contrast, at the profile's planned standard deviations."
     clusters = clusters or max(2, p.evaluation.adaptive // 3)
@@ -265,7 +265,7 @@ def training_rate(p: Profile, steps: int = 6) -> dict[str, float]:
                 model(ids)
         return dict(tokens=train, texts=steps * len(ids) / (time.perf_counter() - start))
 
-
+# %% ../nbs/50_design.ipynb #cell-022
 def questions_asked(p: Profile) -> int:
     "Texts that one arm's evaluation asks of its model, at most."
     e = p.evaluation

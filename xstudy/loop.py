@@ -93,7 +93,7 @@ def adamw(module: torch.nn.Module, s: LoopSettings) -> torch.optim.AdamW:
     groups = [dict(params=matrices, weight_decay=s.weight_decay), dict(params=others, weight_decay=0.0)]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=s.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
 
-
+# %% ../nbs/20_loop.ipynb #cell-013
 def optimise(
     module: torch.nn.Module,  # what is trained
     loss_at: Callable[[int], torch.Tensor],  # step number -> scalar loss; a function of the step and of seeds only
@@ -131,7 +131,7 @@ def optimise(
     module.eval()
     return losses
 
-# %% ../nbs/20_loop.ipynb #cell-018
+# %% ../nbs/20_loop.ipynb #cell-019
 def plan_batches(
     lengths: np.ndarray,  # [N] tokens of each example
     tokens: int,  # stop when this many (unpadded) tokens are planned

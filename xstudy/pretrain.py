@@ -168,7 +168,7 @@ class MaskedLM(nn.Module):
         logits = h @ self.encoder.embeddings.word_embeddings.weight.T.to(h.dtype) + self.bias
         return F.cross_entropy(logits.float(), targets)
 
-
+# %% ../nbs/21_pretrain.ipynb #cell-016
 def pretrain(
     text: dict[str, list[str]],  # language -> texts
     parallel: list[dict[str, str]],  # rows of translations; may be empty

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEWEST', 'VALIDITY_MEASURE', 'all_predictions', 'result_key', 'gate_table', 'gate_reason', 'effects_of', 'validity',
-           'withheld_reason', 'facts_table', 'arms_summary', 'accuracy_table', 'figures_of', 'file_result',
+           'withhold', 'withheld_reason', 'facts_table', 'arms_summary', 'accuracy_table', 'figures_of', 'file_result',
            'write_result']
 
 # %% ../nbs/54_results.ipynb #cell-002
@@ -60,20 +60,21 @@ def _direction(measure: str) -> int:
     return -1 if measure.startswith("drop") else 1  # robustness improves when the drop shrinks
 
 
-def effects_of(study_profile, table: pd.DataFrame, passed: pd.DataFrame, withheld: str = "", run: str = "") -> pd.DataFrame:
+def effects_of(study_profile, table: pd.DataFrame, passed: pd.DataFrame, run: str = "") -> pd.DataFrame:
     "One row a contrast and measure, with the columns of `claims.EFFECT_COLUMNS` and of `stats.effects_table`; fractions."
     p, rows = study_profile, []
     for c in contrasts(p):
+        own = table[table["arm"].isin([*c.treatment, c.control])]
         for name, measure, attack in measures(p):
-            e = contrast(table, list(c.treatment), c.control, measure, attack=None if attack == "none" else attack, gate=passed, name=c.name)
-            used = _languages(table, measure, attack, passed)
+            e = contrast(own, list(c.treatment), c.control, measure, attack=None if attack == "none" else attack, gate=passed, name=c.name)
+            used = _languages(own, measure, attack, passed)
             rows.append((c, name, e, used))
     families: dict = {}
     for i, (c, name, *_) in enumerate(rows):
         registered = name in main_measures(p) if c.role == "main" else name == VALIDITY_MEASURE if c.expected else False
         families.setdefault((c.name, registered), []).append(i)
     adjusted = {i: (e, which[1]) for which, group in families.items() for i, e in zip(group, family([rows[i][2] for i in group]))}
-    return pd.DataFrame([_effect_row(p, c, name, *adjusted[i], used, withheld, run) for i, (c, name, _, used) in enumerate(rows)])
+    return pd.DataFrame([_effect_row(p, c, name, *adjusted[i], used, run) for i, (c, name, _, used) in enumerate(rows)])
 
 
 def _languages(table: pd.DataFrame, measure: str, attack: str, passed: pd.DataFrame) -> list[str]:
@@ -83,12 +84,11 @@ def _languages(table: pd.DataFrame, measure: str, attack: str, passed: pd.DataFr
     return sorted(x for x in there if x in good) or sorted(there)
 
 
-def _effect_row(p, c, name, e, registered, languages, withheld, run) -> dict:
+def _effect_row(p, c, name, e, registered, languages, run) -> dict:
     v = verdict(e, "superiority", _direction(name))
-    said, reason = ("withheld", f"{e}: {withheld}.") if withheld else (v.word, v.reason)
     row = dict(question=c.question, contrast=c.name, measure=name, role=c.role, main=registered and c.role == "main") | {k: x for k, x in asdict(e).items() if k != "name"}
     row |= dict(p=e.p_holm, p_raw=e.p, n_languages=len(languages), languages=" ".join(languages))
-    return row | dict(verdict=said, reason=reason, run=run, source=p.source, model=p.pretrain.size)
+    return row | dict(verdict=v.word, reason=v.reason, run=run, source=p.source, model=p.pretrain.size)
 
 # %% ../nbs/54_results.ipynb #cell-014
 def validity(study_profile, effects: pd.DataFrame, facts: pd.DataFrame) -> pd.DataFrame:
@@ -107,6 +107,11 @@ def validity(study_profile, effects: pd.DataFrame, facts: pd.DataFrame) -> pd.Da
         rows.append(dict(check="transfer responds to shared text, depth and resource", expected="as reported for natural languages",
                          seen="not run: its arms belong to later questions", passed=None))  # fmt: skip
     return pd.DataFrame(rows).astype({"passed": object})
+
+
+def withhold(effects: pd.DataFrame, why: str) -> pd.DataFrame:
+    "The effects with every verdict withheld for one reason; unchanged where there is none."
+    return effects.assign(verdict="withheld", reason=effects["reason"].str.rstrip(".") + f"; {why}.") if why else effects
 
 
 def withheld_reason(study_profile, passed: pd.DataFrame, checks: pd.DataFrame) -> str:
@@ -190,9 +195,10 @@ def write_result(study: Study, question: str, folder: Path, run: str):
     "Writes every table, figure and number of a question into `folder`."
     p, table, facts = study.profile, all_predictions(study, question), facts_table(study, question)
     passed = gate_table(p, table)
-    checks = validity(p, effects_of(p, table, passed, run=run), facts)
+    effects = effects_of(p, table, passed, run)
+    checks = validity(p, effects, facts)
     withheld = withheld_reason(p, passed, checks)
-    effects = effects_of(p, table, passed, withheld, run)
+    effects = withhold(effects, withheld)
     t = task(p.target)
     references = reference_predictors(table[table["mode"] == "clean"], p.evaluation.queries)
     tables = dict(gate=passed, effects=effects, validity=checks.astype({"passed": str}), facts=facts, arms=arms_summary(facts),

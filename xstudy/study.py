@@ -176,7 +176,7 @@ def noise_key(study: Study, name: str) -> str:
     how = dict(attack=name, items=e.noise, draws=e.draws, words=e.words, target=study.profile.target)
     return study.key("noise", how, (s.digest(study.profile.target), s.digest("lexicons") if study.profile.source == "folder" else ""))
 
-
+# %% ../nbs/53_study.ipynb #cell-016
 def make_noise(study: Study, name: str) -> Path:
     "Folder with noise.parquet (language, item, draw, edits) and left_out.json (language -> reason)."
     e = study.profile.evaluation
@@ -212,7 +212,7 @@ def read_noise(study: Study, name: str) -> tuple[list[Perturbed], dict]:
             out.append(Perturbed(by_id[item], apply_edits(by_id[item].texts, found), found, int(draw)))
     return out, json.loads((folder / "left_out.json").read_text(encoding="utf-8"))
 
-# %% ../nbs/53_study.ipynb #cell-018
+# %% ../nbs/53_study.ipynb #cell-019
 def parts(study: Study) -> list[tuple[str, str]]:
     "(mode, attack) of everything that an arm is tested on."
     return [("clean", "none")] + [(mode, a) for mode in ("noise", "adaptive") for a in study.profile.evaluation.attacks]
@@ -244,7 +244,7 @@ def predict_part(study: Study, predict: Predictor, arm: str, seed: int, mode: st
     outcomes = attack(pairs, predict, how, budget, queries=e.queries)
     return adaptive_table(outcomes, arm, seed, name, budget), _examples(outcomes, arm, name)
 
-
+# %% ../nbs/53_study.ipynb #cell-020
 def _examples(outcomes: list, arm: str, name: str, most: int = 2) -> list[dict]:
     "The first successful attacks of each language, for the reader."
     out, seen = [], {}
@@ -282,7 +282,7 @@ def _part(study: Study, key: str, model: Path, arm: str, seed: int, mode: str, n
     meta = {"kind": "predictions", "arm": arm, "seed": seed, "mode": mode, "attack": name}
     return study.store.get_or_make(part_key(study, key, arm, seed, mode, name), fill, meta)
 
-# %% ../nbs/53_study.ipynb #cell-021
+# %% ../nbs/53_study.ipynb #cell-023
 def model_key(study: Study, name: str, seed: int) -> str:
     "The key that `train_arm` will return, without training."
     arm, key = study.arm(name, seed), encoder_key(study)

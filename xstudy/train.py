@@ -61,7 +61,7 @@ class Trained:
     dev: float  # accuracy on the development pairs
     chance: float  # the development set's most frequent label
 
-
+# %% ../nbs/24_train.ipynb #cell-010
 def train_stage(
     encoder,  # an encoder; it is trained in place
     tokenizer,  # its tokenizer
