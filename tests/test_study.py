@@ -190,7 +190,7 @@ def test_the_report_opens_in_a_browser(published, tmp_path):
 def test_the_same_line_on_real_files(data_root, tmp_path):
     text = TINY.replace("source: lab", "source: folder").replace("train: lab-nli", "train: mnli").replace("target: lab-nli", "target: xnli")
     text = "\n".join(x for x in text.splitlines() if not x.startswith("lab:")).replace("{task: lab-paws}, {task: lab-qqp}", "{task: paws, dev: pawsx}, {task: qqp}")
-    (tmp_path / "real.yaml").write_text(text.replace("steps: 30", "steps: 10"))
+    (tmp_path / "real.yaml").write_text(text.replace("steps: 30", "steps: 10").replace("vocab: 600", "vocab: 4000"))
     done = xstudy("run", "real.yaml", "--root", data_root, "--json", store=tmp_path / "store", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     out = tmp_path / "reports" / "tiny"
