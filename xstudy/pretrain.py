@@ -42,7 +42,7 @@ class PretrainSettings:
     threads: int = 2  # part of the result: sums are split by thread
     loop: LoopSettings = field(default_factory=lambda: LoopSettings(lr=3e-3, clip=1.0))
 
-# %% ../nbs/21_pretrain.ipynb #cell-006
+# %% ../nbs/21_pretrain.ipynb #cell-007
 @dataclass
 class Corpus:
     "Tokenised text: documents of every language, and rows of translations."
@@ -72,7 +72,7 @@ def _encode(tokenizer, texts: list[str], keep: bool = False) -> list[np.ndarray]
     out = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
     return [np.array(e.ids, dtype=np.int32) for e in out if keep or e.ids]
 
-# %% ../nbs/21_pretrain.ipynb #cell-008
+# %% ../nbs/21_pretrain.ipynb #cell-009
 POOL = 8  # batches that are drawn and sorted together
 
 
@@ -111,7 +111,7 @@ def _pair(corpus: Corpus, s: PretrainSettings, g: np.random.Generator) -> tuple:
     chance = np.concatenate(([0], np.full(len(x), hidden[0]), [0, 0], np.full(len(y), hidden[1]), [0]))
     return np.concatenate(([0], x, [2, 2], y, [2])), chance
 
-# %% ../nbs/21_pretrain.ipynb #cell-010
+# %% ../nbs/21_pretrain.ipynb #cell-011
 def mask_batch(texts: list[tuple], s: PretrainSettings, vocab: int, step: int) -> tuple[torch.Tensor, ...]:
     "(input ids [B, T], attention mask [B, T], positions [M] into the flat batch, targets [M]); M is rounded up with targets of -100."
     width = round_up(max(len(x) for x, _ in texts), 4)
@@ -131,7 +131,7 @@ def mask_batch(texts: list[tuple], s: PretrainSettings, vocab: int, step: int) -
     positions, targets = np.pad(positions, (0, spare)), np.pad(targets, (0, spare), constant_values=-100)  # -100: not counted in the loss
     return tuple(torch.from_numpy(x) for x in (ids, attention, positions, targets))
 
-# %% ../nbs/21_pretrain.ipynb #cell-012
+# %% ../nbs/21_pretrain.ipynb #cell-013
 def contrast_batch(corpus: Corpus, s: PretrainSettings, step: int) -> tuple[torch.Tensor, torch.Tensor]:
     "(ids [2K, T], attention [2K, T]): K sentences, then their translations in the same order."
     g = rng("contrast", s.seed, step)
@@ -148,7 +148,7 @@ def contrast_loss(vectors: torch.Tensor, temperature: float) -> torch.Tensor:
     similarity, own = a @ b.T / temperature, torch.arange(len(a))
     return (F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)) / 2
 
-# %% ../nbs/21_pretrain.ipynb #cell-015
+# %% ../nbs/21_pretrain.ipynb #cell-016
 class MaskedLM(nn.Module):
     "An encoder with a tied prediction layer; computes the loss on hidden positions only."
 
@@ -168,7 +168,7 @@ class MaskedLM(nn.Module):
         logits = h @ self.encoder.embeddings.word_embeddings.weight.T.to(h.dtype) + self.bias
         return F.cross_entropy(logits.float(), targets)
 
-# %% ../nbs/21_pretrain.ipynb #cell-016
+# %% ../nbs/21_pretrain.ipynb #cell-017
 def pretrain(
     text: dict[str, list[str]],  # language -> texts
     parallel: list[dict[str, str]],  # rows of translations; may be empty
