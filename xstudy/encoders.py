@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'SPECIAL', 'UNPOOLED', 'EncoderSpec', 'encoder_spec', 'unigram_pieces', 'train_tokenizer', 'wrap_tokenizer',
-           'new_encoder', 'attention_for', 'pad', 'round_up', 'pool', 'save_encoder', 'check_model_folder',
-           'check_safetensors', 'load_encoder', 'looks_local']
+           'new_encoder', 'attention_for', 'pad', 'round_up', 'pool', 'text_vectors', 'save_encoder',
+           'check_model_folder', 'check_safetensors', 'load_encoder', 'looks_local']
 
 # %% ../nbs/20_encoders.ipynb #cell-002
 import io, json
@@ -137,7 +137,17 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor, how: str) -> torch.Tensor:
     m = mask.unsqueeze(-1).to(hidden.dtype)
     return (hidden * m).sum(1) / m.sum(1).clamp(min=1)
 
-# %% ../nbs/20_encoders.ipynb #cell-016
+
+def text_vectors(encoder, texts: list[np.ndarray], how: str = "mean", groups: int = 1) -> torch.Tensor:
+    "`pool`ed vectors [B, width] of id lists, in their order; read in `groups` of like length, so that little padding is computed."
+    order = np.argsort([len(x) for x in texts], kind="stable")
+    read = []
+    for some in np.array_split(order, min(groups, len(texts))):
+        ids, mask = pad([texts[i] for i in some])
+        read.append(pool(encoder(input_ids=ids, attention_mask=mask).last_hidden_state, mask, how))
+    return torch.cat(read)[torch.from_numpy(np.argsort(order, kind="stable"))]
+
+# %% ../nbs/20_encoders.ipynb #cell-018
 def save_encoder(model, tokenizer, folder: str | Path) -> Path:
     "Writes config, safetensors weights and tokenizer into `folder`."
     folder = Path(folder)
@@ -175,7 +185,7 @@ def check_safetensors(path: Path):
     except (SafetensorError, OSError) as e:
         raise ModelError(f"{path} is damaged or cut short ({e}): copy the model again.") from None
 
-# %% ../nbs/20_encoders.ipynb #cell-017
+# %% ../nbs/20_encoders.ipynb #cell-019
 UNPOOLED = ("bert", "roberta", "xlm-roberta", "xlm-roberta-xl", "rembert")  # families whose pooler is left out: no head of ours uses it
 
 

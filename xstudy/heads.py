@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .core import ModelError, SettingsError, nearest, seed_for
-from .encoders import check_model_folder, load_encoder, pad, pool, save_encoder
+from .encoders import check_model_folder, load_encoder, pad, save_encoder, text_vectors
 from .loop import autocast
 
 # %% ../nbs/22_heads.ipynb #cell-004
@@ -58,20 +58,24 @@ class PairClassifier(nn.Module):
 
     def read(self, texts: list[np.ndarray]) -> torch.Tensor:
         "Vectors [n, width] of id lists: pairs, or single texts where the head is siamese."
-        ids, mask = pad(texts)
-        hidden = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        return pool(hidden, mask, "cls" if self.pooling == "cls" else "mean")
+        return text_vectors(self.encoder, texts, "cls" if self.pooling == "cls" else "mean")
+
+    def texts(self, pairs: list[np.ndarray]) -> list[np.ndarray]:
+        "The id lists that are read for pairs: the pairs, or all first texts and then all second ones where the head is siamese."
+        if self.pooling != "siamese":
+            return pairs
+        firsts, seconds = zip(*(two_texts(p, self.encoder.config.eos_token_id) for p in pairs))
+        return [*firsts, *seconds]
 
     def judge(self, vectors: torch.Tensor) -> torch.Tensor:
-        "Scores (logits) [n, labels] of what the head reads, [n, READ width]."
+        "Scores (logits) [n, labels] of the vectors of `texts`."
+        if self.pooling == "siamese":
+            vectors = compare(*vectors.chunk(2))
         return self.out(torch.tanh(self.dense(vectors))).float()
 
     def forward(self, pairs: list[np.ndarray]) -> torch.Tensor:
         "Scores (logits) [n, labels] of the ids of pairs, as `encode_pairs` gives them."
-        if self.pooling != "siamese":
-            return self.judge(self.read(pairs))
-        firsts, seconds = zip(*(two_texts(p, self.encoder.config.eos_token_id) for p in pairs))
-        return self.judge(compare(*self.read([*firsts, *seconds]).chunk(2)))
+        return self.judge(self.read(self.texts(pairs)))
 
 
 def compare(u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -108,12 +112,7 @@ class Predictor:
         if not len(pairs):
             return np.zeros((0, len(self.labels)), dtype=np.float32)
         ids = encode_pairs(self.tokenizer, pairs)
-        if self.model.pooling == "siamese":
-            sides = [two_texts(x, self.model.encoder.config.eos_token_id) for x in ids]
-            u, v = self.vectors([t for side in zip(*sides) for t in side]).chunk(2)
-            out = self.model.judge(compare(u, v)).softmax(-1).numpy()
-        else:
-            out = self.model.judge(self.vectors(ids)).softmax(-1).numpy()
+        out = self.model.judge(self.vectors(self.model.texts(ids))).softmax(-1).numpy()
         if not np.isfinite(out).all():
             bad = pairs[int(np.flatnonzero(~np.isfinite(out).all(1))[0])]
             raise ModelError(f"The model returned no number for the text {str(bad)[:80]!r}: its weights are damaged or its training diverged.")

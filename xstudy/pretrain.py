@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .core import DataError, rng
-from .encoders import encoder_spec, new_encoder, pad, pool, round_up, save_encoder, train_tokenizer
+from .encoders import encoder_spec, new_encoder, round_up, save_encoder, text_vectors, train_tokenizer
 from .loop import LoopSettings, optimise, threads
 
 # %% ../nbs/21_pretrain.ipynb #cell-004
@@ -132,14 +132,14 @@ def mask_batch(texts: list[tuple], s: PretrainSettings, vocab: int, step: int) -
     return tuple(torch.from_numpy(x) for x in (ids, attention, positions, targets))
 
 # %% ../nbs/21_pretrain.ipynb #cell-013
-def contrast_batch(corpus: Corpus, s: PretrainSettings, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    "(ids [2K, T], attention [2K, T]): K sentences, then their translations in the same order."
+def contrast_batch(corpus: Corpus, s: PretrainSettings, step: int) -> list[np.ndarray]:
+    "Piece ids of 2K texts: K sentences, then their translations in the same order."
     g = rng("contrast", s.seed, step)
     sides = ([], [])
     for i in g.choice(len(corpus.rows), min(s.contrast_batch, len(corpus.rows)), replace=False):
         for side, language in zip(sides, two_languages(corpus.rows[i], s.pivot, g)):
             side.append(np.concatenate(([0], corpus.rows[i][language][: s.max_tokens - 2], [2])))
-    return pad([*sides[0], *sides[1]])
+    return [*sides[0], *sides[1]]
 
 
 def contrast_loss(vectors: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -191,9 +191,8 @@ def pretrain(
             pools[number] = draw_pool(corpus, s, number)
         loss = model(*mask_batch(pools[number][step % POOL], s, vocab, step))
         if s.contrast and corpus.rows:
-            ids, attention = contrast_batch(corpus, s, step)
-            hidden = model.encoder(input_ids=ids, attention_mask=attention).last_hidden_state
-            loss = loss + s.contrast * contrast_loss(pool(hidden, attention, "mean"), s.temperature)
+            vectors = text_vectors(model.encoder, contrast_batch(corpus, s, step), groups=4)
+            loss = loss + s.contrast * contrast_loss(vectors, s.temperature)
         return loss
 
     with threads(s.threads):

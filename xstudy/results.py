@@ -20,7 +20,7 @@ from .figures import accuracy_by_language, drop_scatter, effects_forest, loss_cu
 from .metrics import accuracies, gate, reference_predictors, robustness
 from .notebooks import emit
 from .stats import contrast, family, verdict
-from .study import Study, arm_key, encoder_key, examples, make_encoder, model_key, predictions, read_noise
+from .study import Study, arm_key, encoder_key, examples, left_out, make_encoder, model_key, predictions
 from .tasks import task
 
 # %% ../nbs/54_results.ipynb #cell-004
@@ -215,6 +215,6 @@ def write_result(study: Study, question: str, folder: Path, run: str):
         drawn.append(dict(name=name, path=f"figures/{name}.svg", table=f"tables/figure-{name}.csv", caption=caption, alt=alt))
     shown = [x for a in ("direct-matched", *(c for c in contrasts(p)[0].treatment)) for x in examples(study, a, p.seeds[0])]
     emit(folder, "examples", shown)
-    left_out = {a: read_noise(study, a)[1] for a in p.evaluation.attacks}
-    emit(folder, "result", dict(question=question, profile=p.name, run=run, encoder=encoder_key(study), withheld=withheld, left_out=left_out, figures=drawn, chance=t.chance,
+    without = {a: left_out(study, a) for a in p.evaluation.attacks}
+    emit(folder, "result", dict(question=question, profile=p.name, run=run, encoder=encoder_key(study), withheld=withheld, left_out=without, figures=drawn, chance=t.chance,
                                 models={f"{a}-s{s}": model_key(study, a, s) for a in arms(p, question) for s in p.seeds}))  # fmt: skip

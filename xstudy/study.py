@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DATA', 'BY_SOURCE', 'MODULES', 'Study', 'default_store', 'open_study', 'encoder_key', 'make_encoder',
            'training_pairs', 'stage_key', 'train_from', 'train_arm', 'items', 'attack_named', 'noise_key', 'make_noise',
-           'read_noise', 'parts', 'part_key', 'predict_part', 'predictions', 'examples', 'model_key', 'arm_key',
-           'finish_arm']
+           'read_noise', 'left_out', 'parts', 'part_key', 'predict_part', 'predictions', 'examples', 'model_key',
+           'arm_key', 'finish_arm']
 
 # %% ../nbs/53_study.ipynb #cell-002
 import json, os
@@ -183,16 +183,16 @@ def make_noise(study: Study, name: str) -> Path:
 
     def fill(folder: Path):
         how, budget = attack_named(study, name)
-        rows, left_out = [], {}
+        rows, without = [], {}
         for language in study.languages:
             try:
                 found = noise(items(study, language, e.noise), how, budget, range(e.draws))
             except DataError as reason:
-                left_out[language] = str(reason)
+                without[language] = str(reason)
                 continue
             rows += [dict(language=language, item=x.pair.id, draw=x.draw, edits=json.dumps([_flat(z) for z in x.edits])) for x in found]
         pd.DataFrame(rows, columns=["language", "item", "draw", "edits"]).to_parquet(folder / "noise.parquet", index=False)
-        (folder / "left_out.json").write_text(json.dumps(left_out, sort_keys=True, ensure_ascii=False), encoding="utf-8")
+        (folder / "left_out.json").write_text(json.dumps(without, sort_keys=True, ensure_ascii=False), encoding="utf-8")
 
     return study.store.get_or_make(noise_key(study, name), fill, {"kind": "noise", "attack": name})
 
@@ -210,7 +210,12 @@ def read_noise(study: Study, name: str) -> tuple[list[Perturbed], dict]:
         for item, draw, edits in zip(part["item"], part["draw"], part["edits"]):
             found = tuple(Edit(*x) for x in json.loads(edits))
             out.append(Perturbed(by_id[item], apply_edits(by_id[item].texts, found), found, int(draw)))
-    return out, json.loads((folder / "left_out.json").read_text(encoding="utf-8"))
+    return out, left_out(study, name)
+
+
+def left_out(study: Study, name: str) -> dict[str, str]:
+    "Language -> why an attack has no noisy set in it."
+    return json.loads((make_noise(study, name) / "left_out.json").read_text(encoding="utf-8"))
 
 # %% ../nbs/53_study.ipynb #cell-019
 def parts(study: Study) -> list[tuple[str, str]]:
@@ -236,10 +241,10 @@ def predict_part(study: Study, predict: Predictor, arm: str, seed: int, mode: st
         pairs = [p for language in study.languages for p in items(study, language, e.clean)]
         return evaluate_clean(pairs, predict, arm, seed), []
     how, budget = attack_named(study, name)
-    noisy, left_out = read_noise(study, name)
     if mode == "noise":
-        return evaluate_noise(noisy, predict, arm, seed, name, budget), []
-    languages = [c for c in e.adaptive_languages if c not in left_out]
+        return evaluate_noise(read_noise(study, name)[0], predict, arm, seed, name, budget), []
+    without = left_out(study, name)
+    languages = [c for c in e.adaptive_languages if c not in without]
     pairs = [p for language in languages for p in items(study, language, e.adaptive)]
     outcomes = attack(pairs, predict, how, budget, queries=e.queries)
     return adaptive_table(outcomes, arm, seed, name, budget), _examples(outcomes, arm, name)
