@@ -6,8 +6,8 @@
 __all__ = ['MINIMUM_SEEDS', 'PROCEDURES', 'PROCEDURE', 'TESTABLE', 'MEASURES', 'KINDS', 'half_width', 'hierarchical_bootstrap',
            'simulated_differences', 'coverage', 'Effect', 'detectable_effect', 'planned', 'variance_components',
            'paired_effect', 'holm', 'family', 'effects_table', 'Equivalence', 'equivalence', 'partial_conjunction',
-           'measured', 'contrast_arrays', 'contrast', 'contrast_by_language', 'one_sided', 'Verdict', 'verdict',
-           'mixed_logistic']
+           'measured', 'contrast_arrays', 'paired_arrays', 'contrast', 'contrast_rows', 'contrast_by_language',
+           'one_sided', 'Verdict', 'verdict', 'mixed_logistic']
 
 # %% ../nbs/41_stats.ipynb #cell-002
 import math, warnings
@@ -379,8 +379,12 @@ def contrast_arrays(
     outcome: str = "correct",
 ) -> tuple:  # treatment [S, G], control [S, G], weights [G], note (seeds left out)
     "The arrays of a contrast, paired by seed and item; raises `DataError` for a missing arm or language, or unequal items."
+    return paired_arrays(*measured(table, measure, attack, budget, task, outcome), treatment_arms, control_arm, measure, languages)
+
+
+def paired_arrays(items: pd.DataFrame, value: str, treatment_arms, control_arm: str, measure: str, languages=None) -> tuple:
+    "`contrast_arrays` of rows and column that `measured` gave."
     arms = [treatment_arms] if isinstance(treatment_arms, str) else list(treatment_arms)
-    items, value = measured(table, measure, attack, budget, task, outcome)
     for column, wanted in (("arm", [*arms, control_arm]), ("language", languages or [])):
         if missing := sorted(set(wanted) - set(items[column])):
             there = ", ".join(sorted(items[column].unique()))
@@ -415,14 +419,23 @@ def contrast(
     name: str = "",
 ) -> Effect:  # treatment - control; for drops a positive effect means that more is lost
     "Effect of arms against a control, macro-mean over languages, paired by seed and item. Raises as `contrast_arrays`."
+    rows = measured(table, measure, attack, budget, task, outcome)
+    return contrast_rows(*rows, treatment_arms, control_arm, measure, languages, gate, alpha, name)
+
+
+def contrast_rows(
+    items: pd.DataFrame, value: str,  # rows and column, from `measured`
+    treatment_arms, control_arm: str, measure: str, languages=None, gate=None, alpha: float = 0.05, name: str = "",  # as in `contrast`
+) -> Effect:  # fmt: skip
+    "`contrast` where many are asked of one table: its rows are measured once."
     notes = []
     if gate is not None:
         passed = set(gate.loc[gate["passed"], "language"])
-        wanted = sorted(languages or measured(table, measure, attack, budget, task, outcome)[0]["language"].unique())
+        wanted = sorted(languages or items["language"].unique())
         kept = [code for code in wanted if code in passed]
         languages = kept or wanted
         notes = [] if kept else ["no language passes the gate: verdict withheld"]
-    a, b, w, left_out = contrast_arrays(table, treatment_arms, control_arm, measure, languages, attack, budget, task, outcome)
+    a, b, w, left_out = paired_arrays(items, value, treatment_arms, control_arm, measure, languages)
     label = treatment_arms if isinstance(treatment_arms, str) else f"mean of {', '.join(treatment_arms)}"
     effect = paired_effect(a, b, w, alpha, name or f"{label} - {control_arm}, {measure}", notes=tuple(notes))
     return replace(effect, note="; ".join(x for x in (effect.note, left_out) if x))
