@@ -80,6 +80,8 @@ def limits_of(p: Profile, result: dict, gate: pd.DataFrame) -> list[str]:
         out.append(f"These languages do not pass the gate and enter no contrast: {', '.join(failed)}.")
     for attack, reasons in result.get("left_out", {}).items():
         out += [f"{language} is left out of {attack}: {reason}" for language, reason in reasons.items()]
+    if not p.quotes:
+        out.append("Sentences of the data are not printed here, for licences may forbid copies; `quote: true` in the profile prints them.")
     return [*out, "Label preservation under attack is by construction of the edits, not yet judged by an independent parser."]
 
 

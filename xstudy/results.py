@@ -36,7 +36,7 @@ def all_predictions(study: Study, question: str = "rq1") -> pd.DataFrame:
 def result_key(study: Study, question: str = "rq1") -> str:
     "Key of a question's result: its arms and the code that reads them."
     keys = tuple(arm_key(study, a, s) for a in arms(study.profile, question) for s in study.profile.seeds)
-    return content_key("result", [question, study.profile.name, study.profile.title], keys, ("metrics", "stats", "figures", "design", "results", "notebooks"))
+    return content_key("result", [question, study.profile.name, study.profile.title, study.profile.quotes], keys, ("metrics", "stats", "figures", "design", "results", "notebooks"))
 
 # %% ../nbs/54_results.ipynb #cell-008
 def gate_table(study_profile, table: pd.DataFrame) -> pd.DataFrame:

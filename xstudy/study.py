@@ -271,7 +271,9 @@ def predictions(study: Study, arm: str, seed: int) -> pd.DataFrame:
 
 
 def examples(study: Study, arm: str, seed: int) -> list[dict]:
-    "Successful attacks on an arm, some for each language and attack."
+    "Successful attacks on an arm, some for each language and attack; none where the profile does not let sentences be printed."
+    if not study.profile.quotes:
+        return []
     key, folder, _ = train_arm(study, arm, seed)
     found = [_part(study, key, folder, arm, seed, *p) / "examples.json" for p in parts(study) if p[0] == "adaptive"]
     return [x for f in found for x in json.loads(f.read_text(encoding="utf-8"))]
