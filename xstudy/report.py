@@ -156,7 +156,7 @@ CONTEXT = {
     "claims": (list, "what xstudy.claims.verdicts returned"),
     "files": (dict, "table (arms, gate, accuracy, effects, stages) -> its csv or parquet file"),
 }
-OPTIONAL = {"references": bibliography_path, "runs": dict}  # a .bib file; run id -> path of its folder or notebook
+OPTIONAL = {"references": bibliography_path, "runs": dict, "withheld": str}  # a .bib file; run id -> path of its folder or notebook; why the run prints no verdict
 FRAMES = {
     "stages": "stage seconds key",
     "arms": "arm intermediate tokens steps dev manipulation",
@@ -228,6 +228,7 @@ def contrast_name(contrast: str) -> str:
 def answer(
     question: dict,  # id, text, contrast, measures
     effects,  # the run's table of contrasts
+    whole_run: str = "",  # why the run prints no verdict
 ) -> tuple[str, str]:  # the answer, and the numbers it rests on
     "The answer to a question, computed from its main contrast."
     key = (question["id"], question["contrast"])
@@ -237,7 +238,7 @@ def answer(
     says = lambda r: f"{measure_name(r['measure'])}: {points(r['estimate'])} points ({points(r['low'])} to {points(r['high'])})"
     numbers = f"{contrast_name(question['contrast'])}, accuracy under {'; '.join(says(r) for r in rows)}."
     numbers = numbers[0].upper() + numbers[1:]
-    reasons = list(dict.fromkeys(filter(None, map(withheld, rows))))
+    reasons = list(dict.fromkeys(filter(None, (withheld(r, whole_run) for r in rows))))
     if reasons:
         return f"Verdict withheld: {'; '.join(reasons)}.", f"Measured so far. {numbers}"
     up, down = [r for r in rows if r["low"] > 0], [r for r in rows if r["high"] < 0]
@@ -449,8 +450,8 @@ def _filters(c: dict, target: str) -> dict:
     slug = lambda text: Markdown(re.sub(r"[^A-Za-z0-9_-]", "-", str(text)))
     return dict(
         accuracy=lambda x: Markdown(accuracy(x)),
-        answer=lambda q: answer(q, c["effects"])[0],
-        answer_numbers=lambda q: answer(q, c["effects"])[1],
+        answer=lambda q: answer(q, c["effects"], c["withheld"])[0],
+        answer_numbers=lambda q: answer(q, c["effects"], c["withheld"])[1],
         box_style=box_style,
         scroll_style=lambda t: Markdown(f'tabindex="0" role="region" aria-label="{t.label}"' if target == "html" else ""),
         why_not=lambda v: re.sub(r"^Not tested[:,] ", "", v.reason),
