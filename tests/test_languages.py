@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import regex
 
-from xstudy.core import DataError
+from xstudy.core import DataError, sha256
 from xstudy.languages import (
     DATA,
     LANGUAGES,
     LAYOUTS,
     RECORDS,
     SOURCES,
+    TABLES,
     XTREME_R,
     canonical,
     graphemes,
@@ -339,3 +340,8 @@ def test_every_tag_of_the_data_is_known(data_root):
     for f in (data_root / "americasnli/dev").glob("*.tsv"):
         assert canonical(f.stem) == f.stem
     assert {regex.sub(r".*-eng\.", "", f.name) for f in (data_root / "tatoeba").iterdir()} <= {"eng"} | {c for r in RECORDS.values() for c in (r.iso639_3, *r.aliases)}
+
+
+def test_a_changed_table_is_changed_code():
+    for name, digest in TABLES.items():
+        assert sha256((DATA / name).read_bytes())[:16] == digest, f"{name} has changed: write its new digest into TABLES of nbs/10_languages.ipynb"
