@@ -40,10 +40,13 @@ EXTRAS = (
     "mos nya sna tsn xho zul"
 )
 NASTY = [
-    "", " ", "\t\n\r\n\r", "a\u00a0b\u202fc\u3000d\u2028e", "👨‍👩‍👧‍👦👩🏽‍🚀🏳️‍🌈🇩🇪🇫🇷1️⃣", "e\u0301\u0327\u0323x\u0308", "\u0301\u0301 a", "\u200d\u200c\u200b\ufeff\u2060\u00ad",
-    "क्‍ष क्‌ष त्र्य", "மொழி ஸ்ரீ", "عَلَيْكُمْ ﷺ لله ـ", "\u0605 1\u0600٣", "น้ำ เก้าอี้ ๆ ฯลฯ", "မြန်မာ ၁၂", "ខ្ញុំ", "한국 " + unicodedata.normalize("NFD", "한국어"), "ᄒᄒᄒ\u1161",
+    "", " ", "\t\n\r\n\r", "a\u00a0b\u202fc\u3000d\u2028e", "👨‍👩‍👧‍👦👩🏽‍🚀🏳️‍🌈🇩🇪🇫🇷1️⃣", "e\u0301\u0327\u0323x\u0308",
+    "\u0301\u0301 a", "\u200d\u200c\u200b\ufeff\u2060\u00ad",
+    "क्‍ष क्‌ष त्र्य", "மொழி ஸ்ரீ", "عَلَيْكُمْ ﷺ لله ـ", "\u0605 1\u0600٣", "น้ำ เก้าอี้ ๆ ฯลฯ", "မြန်မာ ၁၂", "ខ្ញុំ",
+    "한국 " + unicodedata.normalize("NFD", "한국어"), "ᄒᄒᄒ\u1161",
     "𠀀㐂々〇", "ｶﾞｷﾞ カ\u3099", "x公园yไทยzかなw", "\u202eabc\u202c\u2066d\u2069", "a\x00b\x1b[0m\x7f", "\U000e0067\U000e007f🏴", "\ufffe\uffff\U0010ffff", "ﬁ Ⅷ ½ ²",
-    "don't l’été rock'n'roll ארה\"ב EU:n 3,14 1.000 a_b http://a.b/c?d=e&f @x #y", "\u0d4e.\u0d4e ", "Z\u0351\u036b\u0343\u036a\u0302\u036b\u033d\u034f\u0334 " * 20,
+    "don't l’été rock'n'roll ארה\"ב EU:n 3,14 1.000 a_b http://a.b/c?d=e&f @x #y", "\u0d4e.\u0d4e ",
+    "Z\u0351\u036b\u0343\u036a\u0302\u036b\u033d\u034f\u0334 " * 20,
 ]  # fmt: skip
 
 
@@ -61,8 +64,9 @@ def whole(text: str, code: str) -> list:
 @pytest.mark.parametrize("code", ["en", "th", "zh", "ja", "my", "ar", "hi", "ko", "", "no-such-locale"])
 def test_nasty_texts_are_lossless(code):
     for text in NASTY:
-        for t in (text, text[::-1], text * 2, "a" + text + "ก", text.upper(), unicodedata.normalize("NFD", text), unicodedata.normalize("NFC", text)):
+        for t in (text, text[::-1], text * 2, "a" + text + "ก", text.upper()):
             whole(t, code)
+            whole(unicodedata.normalize("NFD", t), code)
     for i, a in enumerate(NASTY):
         whole(a + NASTY[(i * 7 + 3) % len(NASTY)] + a, code)
 
@@ -82,7 +86,7 @@ def test_every_language_is_there():
         assert r.joshi in (None, 0, 1, 2, 3, 4, 5) and r.word_order in ("", "SOV", "SVO", "VSO", "VOS", "OVS", "OSV", "none")
         assert (r.cc100_gib is None) == (r.cc100_tokens is None) and r.tier in ("none", "low", "mid", "high")
         if r.keyboard in LAYOUTS:
-            assert all(keyboard(r.code).values()) or r.code in ("ru", "hu", "lt", "kk", "te", "uk") or sum(not v for v in keyboard(r.code).values()) <= 2
+            assert sum(not near for near in keyboard(r.code).values()) <= 2, "at most two keys stand alone"
     assert set(SOURCES) >= {"name", "scripts", "word_order", "joshi", "cc100_gib", "keyboard", "direction"}
 
 
@@ -128,36 +132,25 @@ def test_a_damaged_layout_is_refused_with_its_line(tmp_path):
 
 # ---------------------------------------------------------------------------------------------------- real text
 
-SPLIT = re.compile(r"[-_.]")
-
-
-def tag_of(path: Path) -> str:
-    "The language of a file of the data folder, '' where its name has none."
-    names = [path.parent.name, *reversed(path.name.split("."))] if path.name in ("test.tsv", "train.tsv", "dev.tsv") else [*reversed(path.name.split("."))]
-    for part in [x for n in names for x in (n, *reversed(SPLIT.split(n)))]:
-        try:
-            return canonical(part) if len(part) > 1 and part not in ("test", "dev", "train") else ""
-        except DataError:
-            continue
-    return ""
+SUFFIXES = (".txt", ".tsv", ".xml", ".conllu", ".json", ".jsonl", ".csv", ".tab")
 
 
 def plain_texts(root: Path):
-    "(language, path, lines) of every text file of the folder: NTREX, UDHR, the Bible, UD, and all task files, as they stand."
-    for path in sorted(p for p in root.rglob("*") if p.suffix in (".txt", ".tsv", ".xml", ".conllu", ".json", ".jsonl", ".csv", ".tab") or p.parent.name == "tatoeba"):
-        if not path.name.startswith("MANIFEST"):
-            yield tag_of(path), path, path.read_bytes().decode("utf-8-sig").split("\n")
+    "The lines of every text file of the folder, as they stand: NTREX, UDHR, the Bible, UD, and all task files."
+    for path in sorted(root.rglob("*")):
+        if (path.suffix in SUFFIXES or path.parent.name == "tatoeba") and not path.name.startswith("MANIFEST"):
+            yield path.read_bytes().decode("utf-8-sig").split("\n")
 
 
 def test_all_real_text_is_lossless(data_root, capsys):
     "Byte for byte, and no grapheme cut: every line of every file."
     files = characters = 0
     start = time.perf_counter()
-    for code, _, lines in plain_texts(data_root):
+    for lines in plain_texts(data_root):
         files += 1
         for i in range(0, len(lines), 20):
             text = "\n".join(lines[i : i + 20])
-            found = segments.__wrapped__(text, code)
+            found = segments.__wrapped__(text)
             assert "".join(s.text for s in found) == text
             ends = {s.end for s in found}
             at = 0
@@ -172,8 +165,10 @@ def test_all_real_text_is_lossless(data_root, capsys):
 
 
 NTREX = dict(
-    ar="ref.arb", bg="ref.bul", de="ref.deu", el="ref.ell", eu="ref.eus", fa="ref.fas", fi="ref.fin", fr="ref.fra", he="ref.heb", hi="ref.hin", id="ref.ind", it="ref.ita", ja="ref.jpn",
-    ko="ref.kor", pt="ref.por", ru="ref.rus", es="ref.spa", sw="ref.swa", ta="ref.tam", te="ref.tel", th="ref.tha", tr="ref.tur", ur="ref.urd", vi="ref.vie", yo="ref.yor", zh="ref.zho-CN",
+    ar="ref.arb", bg="ref.bul", de="ref.deu", el="ref.ell", eu="ref.eus", fa="ref.fas", fi="ref.fin", fr="ref.fra",
+    he="ref.heb", hi="ref.hin", id="ref.ind", it="ref.ita", ja="ref.jpn",
+    ko="ref.kor", pt="ref.por", ru="ref.rus", es="ref.spa", sw="ref.swa", ta="ref.tam", te="ref.tel", th="ref.tha",
+    tr="ref.tur", ur="ref.urd", vi="ref.vie", yo="ref.yor", zh="ref.zho-CN",
     en="src.eng",
 )  # fmt: skip
 UDHR = {"amh": "amh", "my": "mya", "ka": "kat", "kk": "kaz", "ml": "mal", "mr": "mar", "bn": "ben", "et": "est", "hu": "hun", "tl": "tgl", "jv": "jav",
@@ -188,10 +183,21 @@ def running_text(root: Path) -> dict:
     for c in PANX:
         lines = (root / f"panx/dev-{c}.tsv").read_text(encoding="utf-8").split("\n")
         out[c] = " ".join(x.split("\t")[0].removeprefix(f"{c}:") for x in lines if x)
-    out["ht"] = " ".join(v for x in (root / "xcopa/data/ht/test.ht.jsonl").read_text(encoding="utf-8").splitlines() for v in map(str, json.loads(x).values()))
+    rows = (root / "xcopa/data/ht/test.ht.jsonl").read_text(encoding="utf-8").splitlines()
+    out["ht"] = " ".join(json.loads(x)[k] for x in rows for k in ("premise", "choice1", "choice2"))
     for f in sorted((root / "americasnli/dev").glob("*.tsv")):
         out.setdefault(canonical(f.stem), f.read_text(encoding="utf-8").split("\n", 1)[1])
-    nusax = dict(acehnese="ace", balinese="ban", banjarese="bjn", buginese="bug", madurese="mad", minangkabau="min", ngaju="nij", sundanese="sun", toba_batak="bbc")
+    nusax = dict(
+        acehnese="ace",
+        balinese="ban",
+        banjarese="bjn",
+        buginese="bug",
+        madurese="mad",
+        minangkabau="min",
+        ngaju="nij",
+        sundanese="sun",
+        toba_batak="bbc",
+    )
     for name, c in nusax.items():
         with open(root / f"nusax/sentiment/{name}/test.csv", encoding="utf-8", newline="") as f:
             out[c] = "\n".join(row["text"] for row in csv.DictReader(f))
@@ -216,7 +222,10 @@ def test_scripts_directions_and_blanks_are_those_of_real_text(data_root, capsys)
     missing = sorted(set(RECORDS) - set(texts))
     with capsys.disabled():
         print("\nlowest share of letters in the recorded script:", *(f"{c} {o:.3f}" for c, o, _, _ in sorted(rows, key=lambda r: r[1])[:8]))
-        print("share of neighbouring words with something between them, lowest:", *(f"{c} {b:.2f}" for c, _, _, b in sorted(rows, key=lambda r: r[3])[:8]))
+        print(
+            "share of neighbouring words with something between them, lowest:",
+            *(f"{c} {b:.2f}" for c, _, _, b in sorted(rows, key=lambda r: r[3])[:8]),
+        )
         print("no text here for", *missing)
     assert not set(XTREME_R) - set(texts)
 
@@ -228,10 +237,12 @@ def test_layouts_have_the_letters_of_real_text(data_root, capsys):
         if language(code).keyboard in LAYOUTS:
             keys = set(keyboard(code))
             letters = Counter(c for c in text.lower() if in_script(c, code))
-            have = lambda c: c in keys or all(x in keys or language(code).cased and unicodedata.category(x) == "Mn" for x in unicodedata.normalize("NFD", c))  # noqa: E731
-            rows.append((sum(k for c, k in letters.items() if have(c)) / sum(letters.values()), code, [c for c, _ in letters.most_common(60) if not have(c)][:6]))
+            marks = {c for c in unicodedata.normalize("NFD", "".join(letters)) if unicodedata.category(c) == "Mn"}
+            keys |= marks if language(code).cased else set()
+            lacks = [c for c, _ in letters.most_common() if not set(unicodedata.normalize("NFD", c)) <= keys and c not in keys]
+            rows.append((1 - sum(letters[c] for c in lacks) / sum(letters.values()), code, "".join(lacks[:6])))
     with capsys.disabled():
-        print("\nleast covered by their layout:", *(f"{c} {s:.3f} {''.join(m)}" for s, c, m in sorted(rows)[:8]), sep="\n  ")
+        print("\nleast covered by their layout:", *(f"{c} {s:.3f} {m}" for s, c, m in sorted(rows)[:8]), sep="\n  ")
     assert min(rows)[0] > 0.9
 
 
@@ -283,7 +294,8 @@ def test_word_order_is_that_of_universal_dependencies(data_root, capsys):
             rows = [c for c in (x.split("\t") for x in block.split("\n") if x[0] != "#") if c[0].isdigit()]
             verbs = {c[0]: int(c[0]) for c in rows if c[3] == "VERB"}
             for head, v in verbs.items():
-                part = {k: [int(c[0]) for c in rows if c[6] == head and c[7] in names and c[3] in ("NOUN", "PROPN")] for k, names in (("S", ("nsubj",)), ("O", ("obj", "dobj")))}
+                nouns = [c for c in rows if c[6] == head and c[3] in ("NOUN", "PROPN")]
+                part = {k: [int(c[0]) for c in nouns if c[7] in names] for k, names in (("S", ("nsubj",)), ("O", ("obj", "dobj")))}
                 if part["S"] and part["O"]:
                     orders["".join(k for _, k in sorted([(v, "V"), (part["S"][0], "S"), (part["O"][0], "O")]))] += 1
         seen[code] = orders
@@ -306,7 +318,9 @@ def test_speed_by_script(data_root, capsys):
             graphemes(x)
         rows[code] = n / (middle - start), n / (time.perf_counter() - middle)
     with capsys.disabled():
-        print("\nmillion characters/s, words and graphemes:", *(f"{c} {w / 1e6:.2f} {g / 1e6:.1f}" for c, (w, g) in rows.items()), sep="\n  ")
+        print(
+            "\nmillion characters/s, words and graphemes:", *(f"{c} {w / 1e6:.2f} {g / 1e6:.1f}" for c, (w, g) in rows.items()), sep="\n  "
+        )
     assert min(w for w, _ in rows.values()) > 50_000
 
 
@@ -339,9 +353,20 @@ def test_every_tag_of_the_data_is_known(data_root):
         assert canonical(f.stem.split("-")[1]) == f.stem.split("-")[1]
     for f in (data_root / "americasnli/dev").glob("*.tsv"):
         assert canonical(f.stem) == f.stem
-    assert {regex.sub(r".*-eng\.", "", f.name) for f in (data_root / "tatoeba").iterdir()} <= {"eng"} | {c for r in RECORDS.values() for c in (r.iso639_3, *r.aliases)}
+    assert {regex.sub(r".*-eng\.", "", f.name) for f in (data_root / "tatoeba").iterdir()} <= {"eng"} | {
+        c for r in RECORDS.values() for c in (r.iso639_3, *r.aliases)
+    }
 
 
 def test_a_changed_table_is_changed_code():
     for name, digest in TABLES.items():
-        assert sha256((DATA / name).read_bytes())[:16] == digest, f"{name} has changed: write its new digest into TABLES of nbs/10_languages.ipynb"
+        assert sha256((DATA / name).read_bytes())[:16] == digest, (
+            f"{name} has changed: write its new digest into TABLES of nbs/10_languages.ipynb"
+        )
+
+
+def test_the_language_does_not_matter_to_icu(data_root):
+    "Boundaries follow from the characters, so a wrong or missing language code changes nothing."
+    for code, text in running_text(data_root).items():
+        lines = text.split("\n")[:50]
+        assert [segments(x, code) for x in lines] == [segments(x) for x in lines] == [segments(x, "th") for x in lines], code

@@ -8,6 +8,7 @@ __all__ = ['DATA', 'RECORDS', 'SOURCES', 'XTREME_R', 'LANGUAGES', 'LAYOUTS', 'TA
            'homophones', 'Segment', 'check_text', 'graphemes']
 
 # %% ../nbs/10_languages.ipynb #cell-002
+import importlib.util
 import math
 import unicodedata
 from collections import Counter
@@ -56,7 +57,7 @@ class Language:
         return self.scripts[0] in ("Latn", "Cyrl", "Grek")
 
 # %% ../nbs/10_languages.ipynb #cell-007
-DATA = Path(__file__).parent / "data" if "__file__" in globals() else Path("../xstudy/data")
+DATA = Path(importlib.util.find_spec("xstudy").origin).parent / "data"
 _NUMBERS = {"joshi": int, "cc100_gib": float, "cc100_tokens": int}
 _LISTS = ("aliases", "scripts", "sets")
 
