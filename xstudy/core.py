@@ -112,7 +112,7 @@ def module_digest(name: str) -> str:
     return code_digest(Path(spec.origin).read_text(encoding="utf-8"))
 
 # %% ../nbs/00_core.ipynb #cell-017
-ARITHMETIC = ("torch", "transformers", "tokenizers", "sentencepiece", "numpy")  # packages whose version is part of every key
+ARITHMETIC = ("torch", "transformers", "tokenizers", "sentencepiece", "numpy", "icu4py")  # packages whose version is part of every key
 
 
 @lru_cache(None)

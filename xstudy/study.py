@@ -31,7 +31,7 @@ from .tasks import Pair, task
 from .train import StageSettings, train_stage
 
 # %% ../nbs/53_study.ipynb #cell-004
-DATA = ("core", "languages", "tasks")  # and the source's own modules
+DATA = ("core", "segmentation", "languages", "tasks")  # and the source's own modules
 BY_SOURCE = {"lab": ("lab",), "folder": ("readers", "sources")}
 MODULES = {
     "encoder": ("encoders", "loop", "pretrain"),
