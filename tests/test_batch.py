@@ -130,7 +130,8 @@ if __name__ == "__main__":
 def start(jobs, tmp_path):
     rows = [[j.name, j.notebook, j.parameters, j.key, j.needs, j.threads] for j in jobs]
     command = [sys.executable, "-c", SCRIPT, json.dumps(rows), str(tmp_path)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test run in the background would hand on that Ctrl-C is ignored
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
 
 
 def wait_for(condition, seconds=40):
