@@ -237,7 +237,7 @@ def _atoms(code: str) -> tuple:
                 piece = piece.removesuffix(plain) if form == "count" else piece.removeprefix(plain) if form == "slot" else piece
                 for f in known:  # one function word at either end
                     piece = piece.removeprefix(f) if piece != f and len(piece) > len(f) else piece
-                    piece = piece.removesuffix(f) if piece != f and len(piece) > len(f) and code == "zh" else piece
+                    piece = piece.removesuffix(f) if piece != f and code == "zh" and e.kind in ("place", "adjective", "state") else piece
                 out |= {piece, plain if plain != "\0" else piece}
     return tuple(sorted(filter(None, out), key=lambda x: (-len(x), x)))
 
