@@ -189,7 +189,7 @@ def test_planted_flips_and_real_word_typos_are_caught(source):
     assert all(parse(a, c).scene and parse(b, c) in (None, parse(a, c)._replace(repaired=True)) for c, a, b in flips)
 
 
-@pytest.mark.parametrize("code", ["en", "de", "ru", "hi", "zh", "ar", "tr"])
+@pytest.mark.parametrize("code", LANGUAGES)
 def test_typos_are_measured(code):
     "What the typo attack does to labels is counted, not assumed: most edits are read through, and what is 'kept' is kept."
     source, how, count = LabSource(SMALL), perturbation("typo"), {"kept": 0, "changed": 0, "unreadable": 0}

@@ -67,6 +67,8 @@ A steal O → policeman seek A
 A work → A tired
 A run → A thirsty
 """.strip().splitlines())  # fmt: skip
+
+# %% ../nbs/13_lab_tasks.ipynb #cell-009
 SCRIPTS = tuple(tuple(x.strip() for x in line.split("→")) for line in """
 A buy O → A wash O → A eat O
 A buy O → A prepare O → A eat O
@@ -87,7 +89,7 @@ A praise B → B happy → B laugh
 A criticise B → B angry → B hate A
 """.strip().splitlines())  # fmt: skip
 
-
+# %% ../nbs/13_lab_tasks.ipynb #cell-010
 def fits(w: World, pattern: str, s: Scene, bound: dict) -> dict | None:
     "The variables of a pattern as a scene fills them, on top of those bound before; None where it does not match."
     names, found = pattern.split(), dict(bound)
@@ -121,7 +123,7 @@ def continues(w: World, context: tuple, ending: Scene) -> bool:
     "Whether a scene is how a story goes on, by `SCRIPTS`."
     return _match(w, SCRIPTS, (*context, ending))
 
-# %% ../nbs/13_lab_tasks.ipynb #cell-011
+# %% ../nbs/13_lab_tasks.ipynb #cell-013
 _GENERAL = ("person", "adult", "child")  # too general to be one of two people
 
 
@@ -148,7 +150,7 @@ def fill(w: World, r: random.Random, pattern: str, bound: dict) -> Scene | None:
     subject = bound.get(subject, subject)
     return Scene(subject, verb, thing) if subject in w.subjects[verb] and (not thing or thing in w.takes[verb]) and subject != thing else None
 
-# %% ../nbs/13_lab_tasks.ipynb #cell-012
+# %% ../nbs/13_lab_tasks.ipynb #cell-014
 class Chosen(NamedTuple):
     "A multiple-choice item without a language."
 
@@ -189,7 +191,7 @@ def copa(w: World, r: random.Random, split: str) -> Chosen:
             label = r.randrange(2)
             return Chosen((premise,), ("cause", "effect")[asked], (right, *found) if label == 0 else (*found, right), label)
 
-
+# %% ../nbs/13_lab_tasks.ipynb #cell-015
 def swag(w: World, r: random.Random, split: str) -> Chosen:
     "Two sentences of a story and four endings, one of which is how it goes on."
     while True:
@@ -207,7 +209,7 @@ def swag(w: World, r: random.Random, split: str) -> Chosen:
             label = r.randrange(4)
             return Chosen(tuple(told[:2]), "", (*found[:label], told[2], *found[label:]), label)
 
-# %% ../nbs/13_lab_tasks.ipynb #cell-015
+# %% ../nbs/13_lab_tasks.ipynb #cell-018
 UPOS = ("ADJ", "ADP", "ADV", "AUX", "DET", "NOUN", "NUM", "PART", "PRON", "PROPN", "PUNCT", "VERB")
 ENTITIES = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B-ORG", "I-ORG")
 _CONTENT = {"name": "PROPN", "company": "PROPN", "city": "PROPN", "question": "PRON", "verb": "VERB", "state": "ADJ"}
@@ -241,7 +243,7 @@ def _atoms(code: str) -> tuple:
                 out |= {piece, plain if plain != "\0" else piece}
     return tuple(sorted(filter(None, out), key=lambda x: (-len(x), x)))
 
-
+# %% ../nbs/13_lab_tasks.ipynb #cell-019
 @lru_cache(100_000)
 def split_words(text: str, code: str) -> tuple:
     "The tokens of a phrase."
@@ -257,7 +259,7 @@ def split_words(text: str, code: str) -> tuple:
         words = [x for t in words for x in ((t,) if t in function_words("fr") or "'" not in t else (t[: t.index("'") + 1], t[t.index("'") + 1 :]))]
     return tuple(words)
 
-# %% ../nbs/13_lab_tasks.ipynb #cell-017
+# %% ../nbs/13_lab_tasks.ipynb #cell-021
 @lru_cache(None)
 def _listed(code: str, kind: str) -> frozenset:
     "Words of all adjectives, or numbers, of a language, function words aside."
@@ -292,7 +294,7 @@ def tag(s: Scene, code: str) -> list:  # of (token, part of speech, entity)
     out[first] = (capital(out[first][0], code), *out[first][1:])
     return out
 
-# %% ../nbs/13_lab_tasks.ipynb #cell-022
+# %% ../nbs/13_lab_tasks.ipynb #cell-026
 class Asked(NamedTuple):
     "A span item without a language."
 
@@ -339,7 +341,7 @@ def located(s: Scene, letter: str, code: str) -> tuple:  # text, start
         at += len(before + slots[c] + behind) + len(f.blank) if slots[c] else 0
     raise DataError(f"a sentence has no slot {letter!r}.")
 
-# %% ../nbs/13_lab_tasks.ipynb #cell-025
+# %% ../nbs/13_lab_tasks.ipynb #cell-029
 POLARITY = dict.fromkeys(("love", "praise", "thank", "happy", "good", "beautiful", "tasty", "be-clean"), 1)
 POLARITY |= dict.fromkeys(("hate", "criticise", "sad", "angry", "bad", "be-dirty", "broken"), -1)
 SENTIMENT = ("negative", "positive")
@@ -384,7 +386,7 @@ def topical(w: World, r: random.Random, split: str, label: str) -> Labelled:
         if all(w.concept[s.agent] not in w.up.get(s.object, ()) for s in scenes):
             return Labelled(scenes, label)
 
-# %% ../nbs/13_lab_tasks.ipynb #cell-028
+# %% ../nbs/13_lab_tasks.ipynb #cell-032
 class Kind(NamedTuple):
     "One family of the lab."
 
@@ -429,7 +431,7 @@ def wide_items(task: str, split: str, rows: int, r: random.Random) -> list:
     r.shuffle(out)
     return out
 
-# %% ../nbs/13_lab_tasks.ipynb #cell-029
+# %% ../nbs/13_lab_tasks.ipynb #cell-033
 def example(item, task: str, split: str, code: str, number: int):
     "One item as a language says it."
     w, speak, blank = world("wide"), surface(code).say, "" if code == "zh" else " "

@@ -13,7 +13,7 @@ from itertools import product
 from typing import NamedTuple
 
 from .core import DataError, nearest
-from .languages import lower
+from .languages import graphemes, lower
 from .scenes import LEXICON, Scene, relation, same, world
 from .tasks import Pair
 
@@ -48,7 +48,7 @@ class Book(NamedTuple):
     time: dict
     shy: dict  # verb -> classes that have a form of their own, by polarity
 
-
+# %% ../nbs/13_parser.ipynb #cell-008
 @lru_cache(None)
 def book(code: str) -> Book:
     "All strings of a language by slot, built from the rows of the table."
@@ -81,7 +81,7 @@ def _read_verb(out: Book, concept: str, f: dict):
         out.first[parts[0]].add(parts[1])
         out.shy[concept, polarity == "no"].add(group)
 
-
+# %% ../nbs/13_parser.ipynb #cell-009
 def _read_things(out: Book, concept: str, f: dict, group: str, words: dict):
     "Noun phrases with an adjective or a number that agrees."
     for (adjective, _, _), forms in words["adjective"].items() if "slot" in f else ():
@@ -93,7 +93,7 @@ def _read_things(out: Book, concept: str, f: dict, group: str, words: dict):
         template = f["many"] if "many" in f and number not in ("three", "four") else f["count"]
         out.thing[template.replace("_", forms.get(group) or forms["any"])].add((concept, "", number, "object"))
 
-# %% ../nbs/13_parser.ipynb #cell-010
+# %% ../nbs/13_parser.ipynb #cell-012
 class Reading(NamedTuple):
     "What a sentence says, in concepts."
 
@@ -136,7 +136,7 @@ def _meanings(found: dict, b: Book):
             if form == case:
                 yield Scene(agent, verb, thing, adjective, place, time, negated, False, number)
 
-
+# %% ../nbs/13_parser.ipynb #cell-013
 def _strict(text: str, code: str) -> set:
     "All scenes that a sentence may mean, as it stands."
     text, b = text.strip(), book(code)
@@ -158,9 +158,9 @@ def allowed(s: Scene) -> bool:
     subject = s.agent == "who" or s.agent in w.subjects[s.verb]
     return subject and (s.object in w.takes[s.verb] if s.object else not w.takes[s.verb]) and (not s.adjective or s.adjective in w.adjectives[s.object])
 
-# %% ../nbs/13_parser.ipynb #cell-013
-def one_edit(a: str, b: str) -> bool:
-    "Whether two strings are at most one edit apart (Damerau 1964)."
+# %% ../nbs/13_parser.ipynb #cell-016
+def one_edit(a: str | list, b: str | list) -> bool:
+    "Whether two strings, or lists of graphemes, are at most one edit apart (Damerau 1964)."
     if abs(len(a) - len(b)) > 1:
         return False
     i = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
@@ -176,11 +176,30 @@ def vocabulary(code: str) -> tuple:
     return tuple(sorted(strings - {""} if code in _DENSE else {w for s in strings for w in s.split()}))
 
 
+@lru_cache(200_000)
+def _shorter(word: str) -> frozenset:
+    "A word, and the word without one of its letters: a code point, or what a reader takes for one letter."
+    parts = graphemes(word)
+    return frozenset({word, *("".join(x[:i]) + "".join(x[i + 1 :]) for x in (word, parts) for i in range(len(x)))})
+
+
+@lru_cache(None)
+def _index(code: str) -> dict:
+    "Where two words are one edit apart, they share a form of `_shorter`."
+    out = defaultdict(list)
+    for word in vocabulary(code):
+        for x in _shorter(word) if len(word) > 1 else ():
+            out[x].append(word)
+    return dict(out)
+
+
 def _guesses(word: str, code: str) -> list:
-    known = vocabulary(code)
-    return [w for w in known if len(word) > 1 and one_edit(word, w)]
+    "Words of the language one edit away."
+    near = {w for x in _shorter(word) for w in _index(code).get(x, ())} if len(word) > 1 else set()
+    found = [w for w in near if one_edit(word, w)] or [w for w in near if one_edit(graphemes(word), graphemes(w))]
+    return sorted(found)
 
-
+# %% ../nbs/13_parser.ipynb #cell-017
 def _repaired(text: str, code: str, limit: int = 4) -> set:
     "Meanings of a sentence with blanks whose unknown words were guessed."
     known, marks = set(vocabulary(code)), ".,?؟;।۔¿"
@@ -201,14 +220,11 @@ def _repaired(text: str, code: str, limit: int = 4) -> set:
 
 def _repaired_dense(text: str, code: str) -> set:
     "Meanings of a sentence without blanks, one of whose strings was guessed."
-    text, strings, out = text.strip(), vocabulary(code), set()
-    for size in sorted({len(s) for s in strings}):
-        same_size = [s for s in strings if abs(len(s) - size) <= 1 and len(s) > 1]
-        for at in range(len(text) - size + 1) if size <= 14 else ():
-            piece = text[at : at + size]
-            for s in same_size if piece not in strings else ():
-                if one_edit(piece, s):
-                    out |= {x for x in _strict(text[:at] + s + text[at + size :], code) if allowed(x)}
+    text, out = text.strip(), set()
+    for at in range(len(text)):
+        for end in range(at + 2, min(at + 24, len(text)) + 1):
+            for s in _guesses(text[at:end], code):
+                out |= {x for x in _strict(text[:at] + s + text[end:], code) if allowed(x)} if s != text[at:end] else set()
     return out
 
 
@@ -225,7 +241,7 @@ def parse(
     found = {s._replace(fronted=False) for s in (_repaired_dense if code in _DENSE else _repaired)(text, code)}
     return Reading(found.pop(), True) if len(found) == 1 else None
 
-# %% ../nbs/13_parser.ipynb #cell-018
+# %% ../nbs/13_parser.ipynb #cell-022
 def regold(pair: Pair) -> str | None:  # None: one of the sentences is not read, or the world leaves the label open
     "The label of an example of lab-nli, lab-paws or lab-qqp, computed from its words."
     readings = [parse(t, pair.language) for t in pair.texts]

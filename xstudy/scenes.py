@@ -101,7 +101,7 @@ class World:
         top = self.up[noun][-1] if self.up[noun] else noun
         return self.entries[top].apart or top
 
-
+# %% ../nbs/13_scenes.ipynb #cell-010
 @lru_cache(None)
 def world(level: str = "core") -> World:
     "The world of the packaged table, core or wide; raises `DataError` for another level."
@@ -109,7 +109,7 @@ def world(level: str = "core") -> World:
         raise DataError(f"there is no world {level!r}.{nearest(level, LEVELS)}")
     return World({n: e for n, e in read_lexicon().items() if level == "wide" or e.level == "core"})
 
-# %% ../nbs/13_scenes.ipynb #cell-012
+# %% ../nbs/13_scenes.ipynb #cell-013
 class Scene(NamedTuple):
     "What a sentence says. Slots hold names of entries, such as 'car' or its synonym 'car:1'."
 
@@ -132,7 +132,7 @@ def concepts(w: World, s: Scene) -> tuple:
     c = w.concept
     return c[s[0]], c[s[1]], c[s[2]], c[s[3]], c[s[4]], c[s[5]], c[s[8]]
 
-# %% ../nbs/13_scenes.ipynb #cell-015
+# %% ../nbs/13_scenes.ipynb #cell-016
 _SVO, _SOV = ("S V X O P T", "T S V X O P"), ("S T P O V X", "T S P O V X")
 _COMMA = ("S V X O P T", "T, S V X O P")
 GRAMMAR = {  # language -> blank, order, order of a question, full stop, question mark
@@ -166,7 +166,7 @@ def capital(text: str, code: str) -> str:
     at = 0 if code in _UNCASED or not text else 1 if text[0] == "¿" else 0
     return text if code in _UNCASED else text[:at] + upper(text[at], code) + text[at + 1 :]
 
-# %% ../nbs/13_scenes.ipynb #cell-018
+# %% ../nbs/13_scenes.ipynb #cell-019
 def _agreeing(word: Entry, noun: Entry, code: str) -> str:
     "An adjective or a number in the form that a noun asks for; raises `DataError` where the table has none."
     kind = noun.forms.get("class", {}).get(code, "")
@@ -200,7 +200,7 @@ def _verb(cell: str) -> tuple:
     first, _, rest = cell.partition("…")
     return _CASES[case], first.strip(), rest.strip()
 
-# %% ../nbs/13_scenes.ipynb #cell-020
+# %% ../nbs/13_scenes.ipynb #cell-021
 class Surface:
     "How one language says scenes."
 
@@ -238,7 +238,7 @@ class Surface:
         text = self.blank.join([a + slots[c] + b for a, c, b in self.order(s) if slots[c]]) + self.end[s.agent == "who"]
         return capital(text, self.code)
 
-
+# %% ../nbs/13_scenes.ipynb #cell-022
 @lru_cache(None)
 def surface(code: str) -> Surface:
     "The `Surface` of a language of the lab, for scenes of both worlds; raises `DataError`."
@@ -251,7 +251,7 @@ def say(s: Scene, code: str) -> str:
     "A scene as a sentence of language `code`."
     return surface(code).say(s)
 
-# %% ../nbs/13_scenes.ipynb #cell-025
+# %% ../nbs/13_scenes.ipynb #cell-027
 def draw(w: World, r: random.Random, verbs: tuple = (), asks: bool = False, numbers: float = 0.15) -> Scene:
     "A random scene that makes sense, with one of these verbs if some are given, or as a who-question; `numbers`: share of counted objects."
     verb = r.choice(verbs or (w.askable if asks else w.verbs))
@@ -273,7 +273,7 @@ def reword(w: World, s: Scene, r: random.Random, chance: float = 1.0) -> Scene:
     front = r.random() < 0.4 if r.random() < chance else s.fronted
     return Scene(*words, s.negated, front and s.time != "", s.number)
 
-# %% ../nbs/13_scenes.ipynb #cell-032
+# %% ../nbs/13_scenes.ipynb #cell-034
 def slot_relation(w: World, slot: str, a: str, b: str) -> str:  # '=', '<', '>', '|' or '#'
     "How two concepts of one slot relate, `a` in the premise and `b` in the hypothesis."
     if a == b:
@@ -314,7 +314,7 @@ def same(w: World, a: Scene, b: Scene) -> bool:
     "Whether two scenes say the same."
     return concepts(w, a) == concepts(w, b) and a.negated == b.negated
 
-# %% ../nbs/13_scenes.ipynb #cell-035
+# %% ../nbs/13_scenes.ipynb #cell-037
 class Move(NamedTuple):
     "One way to change what a scene says."
 
@@ -345,7 +345,7 @@ def carry_out(w: World, s: Scene, plan: tuple, r: random.Random) -> Scene | None
     thing, adjective = w.concept[t.object], w.concept[t.adjective]
     return t if w.concept[t.agent] != thing and (not adjective or adjective in w.adjectives[thing]) else None
 
-# %% ../nbs/13_scenes.ipynb #cell-038
+# %% ../nbs/13_scenes.ipynb #cell-040
 SPLITS = ("train", "dev", "test")
 
 
