@@ -160,17 +160,17 @@ class Chosen(NamedTuple):
     label: int
 
 
-def _alternatives(w, r, split, rules, side, bound, right, wrong, count, slots) -> list | None:
-    "`count` scenes for that side of some rule that are wrong, all different in what they say."
-    out, tries = [right], 0
-    while len(out) <= count and (tries := tries + 1) < 60:
+def _alternatives(w, r, split, rules, side, bound, told, wrong, count, slots) -> list | None:
+    "`count` scenes for that side of some rule that are wrong, and say something else than those told and each other."
+    out, tries = list(told), 0
+    while len(out) < len(told) + count and (tries := tries + 1) < 60:
         swapped = {**bound, "A": bound["B"], "B": bound["A"]} if r.random() < 0.3 else {**bound, "O": ""} if r.random() < 0.3 else bound
         rule = r.choice(rules)
         values = bind(w, r, rule, swapped)
         s = values and fill(w, r, rule[side], values)
         if s and wrong(s) and all(concepts(w, s)[:3] != concepts(w, o)[:3] for o in out) and (t := settle(w, s, split, r, slots)):
             out.append(t)
-    return out[1:] if len(out) > count else None
+    return out[len(told) :] if len(out) == len(told) + count else None
 
 
 def copa(w: World, r: random.Random, split: str) -> Chosen:
@@ -187,7 +187,7 @@ def copa(w: World, r: random.Random, split: str) -> Chosen:
             continue
         wrong = lambda s: not (causes(w, s, premise) if asked == 0 else causes(w, premise, s))
         rules = tuple(x for x in RULES if x != rule) + (rule,) * 4
-        if found := _alternatives(w, r, split, rules, asked, bound, right, wrong, 1, slots[asked]):
+        if found := _alternatives(w, r, split, rules, asked, bound, (premise, right), wrong, 1, slots[asked]):
             label = r.randrange(2)
             return Chosen((premise,), ("cause", "effect")[asked], (right, *found) if label == 0 else (*found, right), label)
 
@@ -205,7 +205,7 @@ def swag(w: World, r: random.Random, split: str) -> Chosen:
             continue
         wrong = lambda s: not continues(w, tuple(told[:2]), s)
         rules = tuple(x for x in SCRIPTS if x != rule) + (rule,) * 8
-        if found := _alternatives(w, r, split, rules, 2, bound, told[2], wrong, 3, ("place", "time")):
+        if found := _alternatives(w, r, split, rules, 2, bound, told, wrong, 3, ("place", "time")):
             label = r.randrange(4)
             return Chosen(tuple(told[:2]), "", (*found[:label], told[2], *found[label:]), label)
 
@@ -420,7 +420,7 @@ _MAKE_LABELLED = {"lab-sentiment": sentiment, "lab-topic": topical}
 
 
 def wide_items(task: str, split: str, rows: int, r: random.Random) -> list:
-    "Different items of a task without a language, labels in equal shares."
+    "Different items of a task without a language; sentiments and topics in equal shares."
     w, kind, out, seen = world("wide"), FAMILIES[task], [], set()
     for i in range(rows):
         item = None
