@@ -32,7 +32,7 @@ from .train import StageSettings, train_stage
 
 # %% ../nbs/53_study.ipynb #cell-004
 DATA = ("core", "segmentation", "languages", "tasks")  # and the source's own modules
-BY_SOURCE = {"lab": ("lab",), "folder": ("readers", "sources")}
+BY_SOURCE = {"lab": ("scenes", "labtasks", "lab"), "folder": ("readers", "sources")}
 MODULES = {
     "encoder": ("encoders", "loop", "pretrain"),
     "model": ("encoders", "loop", "heads", "train"),

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LANGUAGES', 'NLI', 'PARAPHRASE', 'TASKS', 'PREDICTION_DTYPES', 'PREDICTION_COLUMNS', 'MODES', 'PREDICTION_KEY',
-           'Pair', 'Task', 'register', 'task', 'pair_problems', 'check_pairs', 'prediction_table', 'predictions']
+           'Pair', 'Choice', 'Tagged', 'Span', 'Retrieved', 'Single', 'Task', 'register', 'task', 'pair_problems',
+           'check_pairs', 'prediction_table', 'predictions']
 
 # %% ../nbs/11_tasks.ipynb #cell-002
 from dataclasses import dataclass, field
@@ -34,6 +35,73 @@ class Pair:
         return self.text_a, self.text_b
 
 # %% ../nbs/11_tasks.ipynb #cell-008
+@dataclass(frozen=True, slots=True)
+class Choice:
+    "A multiple-choice example: cause and effect, sentence completion."
+
+    id: str
+    group: str
+    language: str
+    context: str  # premise, or the sentences so far
+    question: str  # what is asked; '' where the context is to be continued
+    choices: tuple  # of texts
+    label: str  # index of the right one: '0', '1', ...
+    task: str
+    split: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tagged:
+    "A tagging example: parts of speech, named entities."
+
+    id: str
+    group: str
+    language: str
+    tokens: tuple
+    tags: tuple  # one for each token
+    task: str
+    split: str
+
+# %% ../nbs/11_tasks.ipynb #cell-009
+@dataclass(frozen=True, slots=True)
+class Span:
+    "A span question: the answer is a piece of the context."
+
+    id: str
+    group: str
+    language: str
+    context: str
+    question: str
+    answers: tuple  # of (text, start)
+    task: str
+    split: str
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieved:
+    "One side of a retrieval example; parallel sides share the id."
+
+    id: str
+    group: str
+    language: str
+    text: str
+    task: str
+    split: str
+
+
+@dataclass(frozen=True, slots=True)
+class Single:
+    "A single text with a label: sentiment, topic."
+
+    id: str
+    group: str
+    language: str
+    text: str
+    label: str
+    task: str
+    split: str
+
+# %% ../nbs/11_tasks.ipynb #cell-012
 LANGUAGES = ("ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh")  # XNLI's fifteen
 NLI = ("entailment", "neutral", "contradiction")  # GLUE's order: index = class of the head
 PARAPHRASE = ("0", "1")  # as PAWS, QQP and PAWS-X write them: 1 = same meaning
@@ -61,7 +129,7 @@ class Task:
 
 TASKS: dict[str, Task] = {}
 
-# %% ../nbs/11_tasks.ipynb #cell-011
+# %% ../nbs/11_tasks.ipynb #cell-015
 def register(
     task: Task,
     replace: bool = False,  # put it in place of a card of the same name
@@ -89,7 +157,7 @@ def task(name: str | Task) -> Task:
         raise DataError(f"there is no task {name!r}.{nearest(name, TASKS)}")
     return TASKS[name]
 
-# %% ../nbs/11_tasks.ipynb #cell-014
+# %% ../nbs/11_tasks.ipynb #cell-018
 _XNLI_TRAPS = (
     "XTREME's test files have no labels: gold comes from a file of its own, joined by row.",
     "three hypotheses share a premise and 15 languages share both: cluster by group.",
@@ -117,13 +185,13 @@ register(Task("pawsx", "paraphrase", PARAPHRASE, "accuracy", ("de", "en", "es", 
                "XTREME's test files have no labels.", "1-3 % of the rows were never translated: the file says 'NS' for a sentence.",
                "dropped from XTREME-R.", "no English training split of its own: train on paws.")))  # fmt: skip
 
-# %% ../nbs/11_tasks.ipynb #cell-017
+# %% ../nbs/11_tasks.ipynb #cell-021
 _LAB = {"train": "generated", "dev": "generated, from other seeds than train", "test": "generated, from other seeds than train and dev"}
 _LAB_TRAPS = ("controlled text: cause and effect, not an estimate for natural language.",)
 for _name, _family, _labels in (("lab-nli", "nli", NLI), ("lab-paws", "paraphrase", PARAPHRASE), ("lab-qqp", "paraphrase", PARAPHRASE)):
     register(Task(_name, _family, _labels, "accuracy", LANGUAGES, "", "Apache-2.0 (generated here)", _LAB, _LAB_TRAPS))
 
-# %% ../nbs/11_tasks.ipynb #cell-020
+# %% ../nbs/11_tasks.ipynb #cell-024
 def pair_problems(
     pairs: list,  # examples of one task, one language, one split
     task_name: str | Task,
@@ -153,7 +221,7 @@ def pair_problems(
     note(twice_row if repeats else [], "that repeat an earlier row")
     return found
 
-# %% ../nbs/11_tasks.ipynb #cell-022
+# %% ../nbs/11_tasks.ipynb #cell-026
 def check_pairs(
     pairs: list,  # examples of one task, one language, one split
     task_name: str | Task,
@@ -166,7 +234,7 @@ def check_pairs(
         raise DataError(f"examples of {task(task_name).name}: {'; '.join(problems)}. Mend the data, or choose another split.")
     return pairs
 
-# %% ../nbs/11_tasks.ipynb #cell-025
+# %% ../nbs/11_tasks.ipynb #cell-029
 PREDICTION_DTYPES = {
     "arm": "str", "seed": "int64", "task": "str", "language": "str", "item": "str", "group": "str", "mode": "str", "attack": "str",
     "budget": "float64", "draw": "int64", "gold": "str", "prediction": "str", "score": "float64", "correct": "bool", "queries": "int64",
@@ -188,7 +256,7 @@ def _cast(column: pd.Series, name: str) -> pd.Series:
             raise DataError(f"prediction table, row {row}: {name} is {value!r}, but that column takes {want}.")
     return column.astype(want)
 
-# %% ../nbs/11_tasks.ipynb #cell-028
+# %% ../nbs/11_tasks.ipynb #cell-032
 def _refuse_nonsense(df: pd.DataFrame):
     "Raises `DataError` for the first row that contradicts itself."
     clean, none = df["mode"] == "clean", df["attack"] == "none"
@@ -226,7 +294,7 @@ def prediction_table(
     _refuse_nonsense(df)
     return df
 
-# %% ../nbs/11_tasks.ipynb #cell-032
+# %% ../nbs/11_tasks.ipynb #cell-036
 def predictions(
     pairs: list,  # n examples of one task, as asked (gold, item and group are read from them)
     probabilities: np.ndarray,  # [n, labels]
