@@ -166,7 +166,7 @@ def _parse_json(path: Path) -> dict:
     "Records by key: an object of records, a list of records, or a record a line."
     lines = read_lines(path, blank=True, long=Path(str(path)).suffix.lower() == ".json")
     text = "\n".join(lines)
-    many = len(lines) > 1 and all(x.lstrip().startswith("{") and x.rstrip().endswith("}") for x in lines[:2])
+    many = as_path(path).name.lower().endswith(".jsonl") or len(lines) > 1 and all(x.lstrip().startswith("{") and x.rstrip().endswith("}") for x in lines[:2])
     found, at = {}, 1
     try:
         if not many:
@@ -180,7 +180,7 @@ def _parse_json(path: Path) -> dict:
         ) from None
     except DataError as e:
         raise DataError(e.what, path, at if many else None) from None
-    if isinstance(found, dict) and found and len(columns(list(found))) >= 2:
+    if isinstance(found, dict) and found and not many and not all(isinstance(x, dict) for x in found.values()):
         found = [found]
     return found if isinstance(found, dict) else dict(enumerate(found)) if isinstance(found, list) else {}
 
