@@ -41,7 +41,7 @@ _card("pawsx", "paraphrase", PARAPHRASE, "accuracy", "de en es fr ja ko zh", "Ya
 _card("xcopa", "choice", ("0", "1"), "accuracy", "en et ht id it qu sw ta th tr vi zh", "Ponti et al. 2020, XCOPA; Roemmele et al. 2011, COPA",
       "CC BY 4.0; COPA: BSD 2-Clause", {"train": "English COPA, 400 rows", "dev": "100 rows a language", "test": "500 rows a language"},
       "English is COPA itself; the others are translations of its dev and test.", "training on COPA alone is too little: SocialIQA comes first.",
-      "SuperGLUE's COPA test has no labels.", hub="cambridgeltl/xcopa", parallel="labels", source="hu2020xtreme")  # fmt: skip
+      "SuperGLUE's COPA test has no labels; copies fill in 0 for all, which reads like gold.", hub="cambridgeltl/xcopa", parallel="labels", source="hu2020xtreme")  # fmt: skip
 
 # %% ../nbs/11_cards.ipynb #cell-007
 _UD = "af ar bg de el en es et eu fa fi fr he hi hu id it ja kk ko lt mr nl pl pt ro ru ta te th tl tr uk ur vi wo yo zh"
@@ -49,7 +49,7 @@ _card("udpos", "tagging", UPOS, "F1", _UD, "Nivre et al. 2020, Universal Depende
       {"train": "English", "dev": "every treebank of a language, one after another", "test": "the same; for some languages only PUD"},
       "XTREME merges several treebanks of a language: test sets of two releases are not the same.",
       "XTREME writes fused forms for multi-word tokens; CoNLL-U files give syntactic words, unless you fuse them: compare like with like.",
-      "XTREME's test files have no tags.", "PUD is parallel over languages: the sentence number is the cluster.",
+      "XTREME's test files have no tags.", "a few short sentences ('Thanks .') stand in train and dev.", "PUD is parallel over languages: the sentence number is the cluster.",
       "tokens with spaces (Vietnamese, numbers) lose them in XTREME's files.", hub="google/xtreme", source="hu2020xtreme")  # fmt: skip
 _card("panx", "tagging", entities("PER ORG LOC"), "entity F1",
       "af ar az bg bn de el en es et eu fa fi fr gu he hi hu id it ja jv ka kk ko lt ml mr ms my nl pa pl pt qu ro ru sw ta te th tl tr uk ur vi yo zh",
@@ -71,11 +71,11 @@ _card("mlqa", "span", (), "F1, exact match", "ar de en es hi vi zh", "Lewis et a
       "XTREME removes the answers.", "not wholly parallel: a question exists in four languages on average.",
       hub="google/xtreme", source="hu2020xtreme")  # fmt: skip
 _card("tydiqa", "span", (), "F1, exact match", "ar bn en fi id ko ru sw te", "Clark et al. 2020, TyDi QA (gold passage)", "Apache-2.0",
-      {"train": "3,696 English questions; other languages are another setting", "dev": "XTREME's test", "test": "none: the official test is hidden"},
+      {"train": "3,696 English questions; other languages are another setting", "dev": "XTREME's test; the official test is hidden"},
       "XTREME's 'test' is the development set, and XTREME removes its answers.", "XTREME cuts the ids of the training set, so they repeat: rows are counted.",
       "questions were written in each language: not parallel.", hub="google-research-datasets/tydiqa", source="hu2020xtreme")  # fmt: skip
 _card("multichecklist", "span", (), "exact match after normalisation",
-      "af ar az bg bn de el en es et eu fa fi fr gu ha he hi ht hu id it ja jv ka kk ko lt ml mr ms my nl pa pl pt qu ro ru sw ta te th tl tr uk ur vi wo yo zh",
+      "af ar az bg bn de el en es et eu fa fi fr gu ha he hi ht hu id it ja jv ka kk ko lt ml mr ms my nl pa pl pt qu ru sw ta te th tl tr uk ur vi wo yo zh",
       "Ruder et al. 2021, XTREME-R; Ribeiro et al. 2020, CheckList", "Apache-2.0", {"test": "made from templates in 50 languages, by seed"},
       "templates, not text: rows of one template are one cluster.", "languages differ in what agrees with what: an example whose answer is not in its context is not made.",
       "XTREME-R draws other fillers: numbers are not comparable with its table.")  # fmt: skip
@@ -112,7 +112,7 @@ _card("sib200", "sentence", ("entertainment", "geography", "health", "politics",
       hub="Davlan/sib200", parallel="labels")  # fmt: skip
 _card("nusax", "sentence", SENTIMENT, "macro F1", "ace ban bbc bjn bug en id jv mad min nij su", "Winata et al. 2023, NusaX", "CC BY-SA 4.0",
       {"train": "500 sentences a language", "dev": "100", "test": "400"}, "one sentence in 12 languages: split by id.",
-      "translated from Indonesian reviews.", hub="indonlp/NusaX-senti", parallel="labels")  # fmt: skip
+      "translated from Indonesian reviews.", "two sentences may have one translation, in two splits.", hub="indonlp/NusaX-senti", parallel="labels")  # fmt: skip
 _card("afrisenti", "sentence", SENTIMENT, "weighted F1", "am arq ary ha ig om pcm pt rw sw ti ts tw yo", "Muhammad et al. 2023, AfriSenti", "CC BY 4.0 (tweets)",
       {"train": "a language", "dev": "a language", "test": "a language"}, "tweets mix languages and scripts.", "om and ti have no training set.",
       "'pt' is Mozambican Portuguese; 'tw' is Twi, not Taiwan.", "sources differ in how they mask names.", hub="shmuhammad/AfriSenti-twitter-sentiment")  # fmt: skip

@@ -43,6 +43,7 @@ class Layout:
     split: str = ""  # of files whose name says none
     pattern: str = ""  # of whole file names, with the groups lang and split, where words alone do not tell
     merge: bool = False  # several files of one split and language are all read, one after another
+    inside: bool = False  # a file whose name says no language says it in its rows
     tidy: bool = True  # a file that is not used is told of; not so where the folder holds other data, too
 
 
@@ -63,8 +64,8 @@ LAYOUTS |= {name: Layout(names, formats.read_pairs, _PAIRS) for name, names in _
     "cosmosqa": Layout(("cosmosqa",), formats.read_choices, (".csv", ".jsonl")),
     "hellaswag": Layout(("hellaswag",), formats.read_hellaswag, (".jsonl", ".txt")),
     "commonsenseqa": Layout(("commonsenseqa", "csqa", "commonsense"), formats.read_choices, (".jsonl",)),
-    "udpos": Layout(("udpos", "udposxtreme", "ud", "udtreebanks*", "universaldependencies"), formats.read_pos, (".tsv", ".conllu"), merge=True),
-    "ud-english": Layout(("udenglish*", "ud", "udtreebanks*"), formats.read_conllu, (".conllu",), "", r"en_ewt-ud-(?P<split>train|dev|test)\.conllu", tidy=False),
+    "udpos": Layout(("udpos", "udposxtreme", "ud*", "universaldependencies"), formats.read_pos, (".tsv", ".conllu"), merge=True),
+    "ud-english": Layout(("ud*", "universaldependencies"), formats.read_conllu, (".conllu",), "", r"en_ewt-ud-(?P<split>train|dev|test)\.conllu", tidy=False),
     "panx": Layout(("panx", "wikiann", "panxdataset"), formats.read_tagged, (".tsv", ".txt", "")),
     "masakhaner": Layout(("masakhaner*",), formats.read_tagged, (".txt", ".tsv", ".conll")),
 }  # fmt: skip
@@ -74,7 +75,7 @@ _TATOEBA = r"(?:tatoeba\.)?(?P<lang>[a-z]{2,3})-(?:eng|en)\.(?P=lang)"
 LAYOUTS |= {
     "xquad": Layout(("xquad",), formats.read_squad, (".json",), "test"),
     "mlqa": Layout(("mlqa", "mlqav1"), formats.read_squad, (".json",)),
-    "tydiqa": Layout(("tydiqa", "tydiqagoldp*"), formats.read_squad, (".json",)),
+    "tydiqa": Layout(("tydiqa", "tydiqagoldp*"), formats.read_tydiqa, (".json",), inside=True),
     "squad": Layout(("squad", "squad11", "squadv11", "squadsubset"), formats.read_squad, (".json",)),
     "squad-v2": Layout(("squad2", "squad20", "squadv2", "squadv20"), formats.read_squad, (".json",)),
     "qamr": Layout(("qamr",), formats.read_qamr, (".tsv",)),
@@ -131,7 +132,8 @@ def name_says(
         foreign = language != "*" and language not in card.languages
         return split, language, False, "" if m and not foreign else f"{card.name} has no language {language!r}." if m else "its name is none of this task"
     stem = re.split(r"[-_.]", path.stem.lower())
-    split = next((SPLITS[w] for w in stem if w in SPLITS), None) or layout.split or None
+    around = [w for part in reversed(path.parent.parts) for w in re.split(r"[-_.]", part.lower())] if layout.read else []
+    split = next((SPLITS[w] for w in [*stem, *around] if w in SPLITS), None) or layout.split or None
     words = [w for part in path.parent.parts for w in re.split(r"[-_.]", part.lower())] + stem
     words = [w if w in card.languages else CODES.get(w, w) for w in words]
     if path.suffix == ".conllu":
@@ -146,7 +148,7 @@ def name_says(
         else "the mismatched set is not used" if "mismatched" in stem
         else f"{card.name} has no language {stem[-1]!r}.{nearest(stem[-1], card.languages)}" if foreign
         else "context and question are in two languages (G-XLT)" if context and context[1] != context[2]
-        else "its name says no language of this task" if layout.read and language == "*"
+        else "its name says no language of this task" if layout.read and language == "*" and not layout.inside
         else f"the languages of {card.name} do not share their labels" if gold and language == "*" and card.family != "nli"
         else ""
     )  # fmt: skip
@@ -169,7 +171,7 @@ def find(
     if folder and not at[0].is_dir():
         raise DataError(f"there is no such folder, though it was named for {card.name}.", at[0])
     many = layout.merge or not layout.tidy
-    spare = [d for d in at[1:] if at[0] not in d.parents]
+    spare = [d for d in at[1:] if at[0] not in d.parents and "lexicons" not in d.parts]
     files, gold, left = {}, {}, [] if many else [(d, "another folder of this task was found first") for d in spare]
     for top in [at[0], *spare] if at and many else at[:1]:
         for p in sorted(top.rglob("*")):

@@ -14,7 +14,7 @@ from .files import folders_named
 from .inventory import inventory, languages, leaks, normal
 from .shelf import Shelf, examples, passages
 from .tasks import TASKS, task
-from .texts import read_lexicon, text_files, unlabelled
+from .texts import read_lexicon, text_files, text_inventory, unlabelled
 
 # %% ../nbs/12_sources.ipynb #cell-007
 def digest(shelf: Shelf, name: str | None = None) -> str:
@@ -60,8 +60,8 @@ class FolderSource(Shelf):
         return leaks(self, name)
 
     def inventory(self) -> list:
-        "One row for each task, language and split: {task, language, split, rows, problems}."
-        return inventory(self)
+        "One row for each task, language and split: {task, language, split, rows, problems}; text and lexicons at the end."
+        return inventory(self) + text_inventory(self.root)
 
     def digest(self, name: str | None = None) -> str:
         "SHA-256 over the bytes of the files that a task uses; of all tasks, text and lexicons when none is named."
