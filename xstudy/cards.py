@@ -103,7 +103,8 @@ _card("mewslix", "retrieval", (), "mAP@20", "ar de en es fa ja pl ro ta tr uk", 
 _card("americasnli", "nli", NLI, "accuracy", "aym bzd cni gn hch nah oto quy shp tar", "Ebrahimi et al. 2022, AmericasNLI", "not stated (from XNLI: CC BY-NC 4.0)",
       {"dev": "translated from XNLI's Spanish dev", "test": "translated from XNLI's Spanish test"},
       "made from XNLI's dev and test: whoever trains on XNLI dev has seen these in Spanish.", "languages lack different rows, and rows have no ids: not aligned.",
-      "none of the ten is in XLM-R's pre-training data.", hub="nala-cub/americas_nli")  # fmt: skip
+      "none of the ten is in XLM-R's pre-training data.", "a few rows have no premise or no hypothesis (nah): they are left out, and counted.",
+      hub="nala-cub/americas_nli", gaps=True)  # fmt: skip
 _FLORES = ("am ar bn bg de el en et eu fi fr ha he hi hu id it ja ka kk ko ml mr my fa pt quy ru es sw ta te tl th tr uk ur vi yo zh "
            "af az gu ht ig jv lt ms nl pa pl ro rw wo zu xh sn tn ts lg luo om so ti ace ban bjn min su ay gn")  # fmt: skip
 _card("sib200", "sentence", ("entertainment", "geography", "health", "politics", "science/technology", "sports", "travel"), "accuracy", _FLORES,
@@ -115,7 +116,8 @@ _card("nusax", "sentence", SENTIMENT, "macro F1", "ace ban bbc bjn bug en id jv 
       "translated from Indonesian reviews.", "two sentences may have one translation, in two splits.", hub="indonlp/NusaX-senti", parallel="labels")  # fmt: skip
 _card("afrisenti", "sentence", SENTIMENT, "weighted F1", "am arq ary ha ig om pcm pt rw sw ti ts tw yo", "Muhammad et al. 2023, AfriSenti", "CC BY 4.0 (tweets)",
       {"train": "a language", "dev": "a language", "test": "a language"}, "tweets mix languages and scripts.", "om and ti have no training set.",
-      "'pt' is Mozambican Portuguese; 'tw' is Twi, not Taiwan.", "sources differ in how they mask names.", hub="shmuhammad/AfriSenti-twitter-sentiment")  # fmt: skip
+      "'pt' is Mozambican Portuguese; 'tw' is Twi, not Taiwan.", "sources differ in how they mask names.",
+      "test files are sorted by label: a first part of one holds one label only.", hub="shmuhammad/AfriSenti-twitter-sentiment")  # fmt: skip
 _card("masakhaner", "tagging", entities("PER ORG LOC DATE"), "entity F1",
       "am ha ig lg luo pcm rw sw wo yo bm bbj ee fon mos ny sn tn tw xh zu", "Adelani et al. 2021 and 2022, MasakhaNER", "CC BY-NC 4.0",
       {"train": "a language", "dev": "a language", "test": "a language"},

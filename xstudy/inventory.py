@@ -100,6 +100,8 @@ def _counted(s: Split, card: Task) -> list:
         first.setdefault(kind, i)
     out = [f"{n} rows {kind} (first in line {s.error(first[kind], '').line})" if kind.startswith("without") else f"{n} {kind} (first in line {s.error(first[kind], '').line})"
            for kind, n in kinds.items()]  # fmt: skip
+    out += [f"known: every label is {same!r}: a part of a file that is sorted by label?"] if card.family == "sentence" and (same := placeholder(s)) else []
+    out += [f"known: {s.gaps} rows with an empty sentence are left out"] if s.gaps else []
     return out + ([f"known: {s.undecided} rows without a majority label ('{card.undecided}') are left out, as in its paper"] if s.undecided else [])
 
 

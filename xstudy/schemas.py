@@ -168,6 +168,7 @@ class Task:
     hub: str = ""  # repository on the hub that holds it without a loading script; '' where there is none
     parallel: str = ""  # languages share 'items', or items and 'labels'; '' where they do not
     undecided: str = ""  # label of rows that its paper leaves out: '-', no majority
+    gaps: bool = False  # its release has rows with an empty sentence, which are left out and counted
 
     @property
     def schema(self) -> type:

@@ -169,6 +169,7 @@ class Split:
     places: list  # (path, Row, number in the file) of each
     gold: list  # bool: are label, tags, answers or relevant passages known?
     undecided: int = 0  # rows without a majority label, left out as their paper does
+    gaps: int = 0  # rows with an empty sentence, left out because the release is known to have some
     passages: tuple = ()  # of `Passage`, for retrieval
 
     def error(self, i: int, what: str) -> DataError:
@@ -243,6 +244,9 @@ def add_rows(out: Split, card: Task, split: str, language: str, read, path, pref
         if card.undecided and r.fields.get("label") == card.undecided:
             out.undecided += 1
             continue
+        if card.gaps and not all(r.fields.get(f, "x") for f in ("text_a", "text_b")):
+            out.gaps += 1
+            continue
         group = first.setdefault(r.cluster, prefix + key) if r.cluster else key if _pud(str(path)) else prefix + key
         out.examples.append(_example(card, split, language, prefix + key, group, r.fields))
         out.places.append((path, r, i))
@@ -269,7 +273,7 @@ def split_faults(
 ):  # yields (i, kind, sentence)
     "What is wrong with the examples of a split, in their order."
     seen = {}
-    if same := placeholder(s):
+    if card.family == "choice" and (same := placeholder(s)):
         yield 0, "split whose labels are all alike", f"every label of {len(s.examples)} rows is {same!r}: a placeholder for removed gold, add the original file."
     for i, x in enumerate(s.examples):
         if not s.gold[i]:
