@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Root', 'StoreAt', 'Json', 'NOTEBOOKS', 'Questions', 'Seeds', 'Out', 'stores', 'benches', 'show', 'quiet_when',
-           'checks', 'doctor', 'data', 'plan_', 'jobs_of', 'run', 'report', 'claims', 'attack', 'run_attack',
-           'store_ls', 'store_verify', 'store_gc', 'bench_notebooks_', 'main']
+           'checks', 'doctor', 'data', 'data_tables', 'plan_', 'jobs_of', 'run', 'report', 'claims', 'attack',
+           'run_attack', 'store_ls', 'store_verify', 'store_gc', 'bench_notebooks_', 'main']
 
 # %% ../nbs/70_cli.ipynb #cell-002
 import contextlib, json, os, re, shutil, sys, traceback
@@ -107,11 +107,11 @@ def doctor(store: StoreAt = "", as_json: Json = False):
 # %% ../nbs/70_cli.ipynb #cell-010
 @app.command()
 def data(
-    source: Annotated[str, typer.Option(help="'lab' or 'folder'.")] = "",
+    source: Annotated[str, typer.Option(help="'lab', 'folder' or 'hub'.")] = "",
     root: Root = "",
     as_json: Json = False,
 ):
-    """List tasks, languages, splits, rows, and what looks wrong with them.
+    """List tasks, languages, splits, rows, what is missing, and what looks wrong. 'known:' is a trap that the task's card names.
 
     Examples: `xstudy data` (the lab) and `xstudy data --source folder --root ../data --json`
     """
@@ -119,7 +119,29 @@ def data(
 
     with quiet_when(as_json):
         rows = source_named(source or ("folder" if root else "lab"), root or None).inventory()
-    show(rows, as_json, "Data")
+    if as_json:
+        return show(rows, True)
+    table, remarks = data_tables(rows)
+    show(table, False, "Data")
+    for title, lines in remarks.items():
+        print(f"{title} ({len(lines)})" if lines else f"{title}: nothing.", *lines, sep="\n  ")
+
+
+def data_tables(rows: list) -> tuple[list, dict]:
+    "(a row a task and split, {title: lines}): an inventory for people, equal remarks of several languages in one line."
+    have, said = {}, {}
+    for r in rows:
+        if r["split"]:
+            have.setdefault((r["task"], r["split"]), []).append(r)
+        for p in r["problems"]:
+            said.setdefault((r["task"], r["split"], re.sub(r" \(first.*", "", p)), []).append(r["language"])
+    table = [dict(task=t, split=s, languages=len(x), rows=sum(r["rows"] for r in x), fewest=min(r["rows"] for r in x), most=max(r["rows"] for r in x), which=" ".join(r["language"] for r in x))
+             for (t, s), x in have.items()]  # fmt: skip
+    titles = {"Looks wrong": [], "Known, by the cards": [], "Missing": []}
+    for (task, split, p), languages in said.items():
+        kind = "Missing" if p.startswith("missing: ") else "Known, by the cards" if p.startswith("known: ") else "Looks wrong"
+        titles[kind].append(" ".join(f"{task} {split} {','.join(languages)}".split()) + ": " + p.removeprefix("missing: ").removeprefix("known: "))
+    return table, titles
 
 
 def _profile(name: str, questions: str = "", seeds: str = "", workers: int = 0):

@@ -9,7 +9,7 @@ __all__ = ['PARQUET', 'HUB', 'Repository', 'tag_fields', 'mined_fields', 'HubSou
 from dataclasses import dataclass
 
 from .core import DataError, nearest, sha256
-from .formats import Row, choice_fields, pair_fields, sentence_fields, span_fields, words_of
+from .formats import TYDI, Row, choice_fields, pair_fields, sentence_fields, span_fields, words_of
 from .shelf import Split, add_rows, split_faults
 from .tasks import TASKS, Task, task
 
@@ -43,10 +43,6 @@ def mined_fields(r: dict) -> tuple:
     "A sentence and its translation, as XTREME's Tatoeba and BUCC have them on the hub."
     return "", "", dict(text=words_of(r, "source_sentence"), relevant=None, english=words_of(r, "target_sentence"))
 
-
-def _squad_row(r: dict) -> tuple:
-    return span_fields(r)
-
 # %% ../nbs/12_hub.ipynb #cell-006
 _UD = dict(af="Afrikaans", ar="Arabic", bg="Bulgarian", de="German", el="Greek", en="English", es="Spanish", et="Estonian", eu="Basque", fa="Persian",
            fi="Finnish", fr="French", he="Hebrew", hi="Hindi", hu="Hungarian", id="Indonesian", it="Italian", ja="Japanese", kk="Kazakh", ko="Korean",
@@ -78,9 +74,9 @@ HUB = {
     "commonsenseqa": Repository("default", choice_fields, _TD), "cosmosqa": Repository("default", choice_fields, _TD, revision=PARQUET),
     "siqa": Repository("default", choice_fields, _TD, revision=PARQUET),
     "udpos": Repository("udpos.{}", tag_fields, _TDV, _UD), "ud-english": Repository("udpos.English", tag_fields, _TDV), "panx": Repository("PAN-X.{}", tag_fields, _TDV, _PANX),
-    "masakhaner": Repository("{}", tag_fields, _TDV, _MASAKHA, PARQUET), "squad": Repository("plain_text", _squad_row, _TD),
-    "squad-v2": Repository("squad_v2", _squad_row, _TD), "xquad": Repository("xquad.{}", _squad_row, {"test": "validation"}),
-    "mlqa": Repository("MLQA.{0}.{0}", _squad_row, {"dev": "validation", "test": "test"}), "tydiqa": Repository("secondary_task", _squad_row, _TD),
+    "masakhaner": Repository("{}", tag_fields, _TDV, _MASAKHA, PARQUET), "squad": Repository("plain_text", span_fields, _TD),
+    "squad-v2": Repository("squad_v2", span_fields, _TD), "xquad": Repository("xquad.{}", span_fields, {"test": "validation"}),
+    "mlqa": Repository("MLQA.{0}.{0}", span_fields, {"dev": "validation", "test": "test"}), "tydiqa": Repository("secondary_task", span_fields, _TD),
     "tatoeba": Repository("tatoeba.{}", mined_fields, {"test": "validation"}, _ISO3), "bucc": Repository("bucc18.{}", mined_fields, {"dev": "validation", "test": "test"}),
     "sib200": Repository("{}", sentence_fields, _TDV, _FLORES), "nusax": Repository("{}", sentence_fields, _TDV, _NUSAX, PARQUET),
     "afrisenti": Repository("{}", sentence_fields, _TDV, _AFRI, PARQUET),
@@ -120,8 +116,6 @@ def _rows(data, card: Task, repo: Repository, at: str) -> tuple:
             fields["relevant"] = (str(i),)
         language, cluster = "", f"t{i // 3}" if repo.triples else cluster
         if card.name == "tydiqa":
-            from xstudy.formats import TYDI
-
             language = TYDI.get(key.partition("-")[0], "")
         rows.append(Row(i + 1, "" if repo.triples or card.name == "mlqa" and not key else key, cluster, fields, language))
     return rows, passages

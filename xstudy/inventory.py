@@ -13,7 +13,7 @@ from collections import Counter
 from .core import DataError
 from .files import layout_of
 from .readers import Table
-from .shelf import Shelf, Split, joined, paths_of, placeholder, read_split, split_faults
+from .shelf import Shelf, Split, examples, joined, paths_of, placeholder, read_split, split_faults
 from .tasks import TASKS, Task, task
 
 # %% ../nbs/12_inventory.ipynb #cell-007
@@ -234,8 +234,6 @@ def leaks(
     "Items, clusters and texts of a task that stand in more than one split, in any two languages."
     card, seen, found = task(name), {}, []
     if split_examples is None:
-        from xstudy.shelf import examples
-
         pairs = [(s, la) for s, la in shelf.found(name)[0] for la in ([la] if la != "*" else languages(shelf, name))]
         split_examples = {(s, la): examples(shelf, name, s, la) for s, la in pairs}
     for (split, _), xs in split_examples.items():
