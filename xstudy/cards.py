@@ -37,13 +37,14 @@ _card("pawsx", "paraphrase", PARAPHRASE, "accuracy", "de en es fr ja ko zh", "Ya
       "XTREME's test files have no labels.", "1-3 % of the rows were never translated: the file says 'NS' for a sentence.",
       "dropped from XTREME-R.", "no English training split of its own: train on paws.",
       "XTREME's copy went through a CSV writer: doubled quotation marks are read as they stand.",
+      "a few different English pairs have one translation, in dev and in test.",
       hub="google-research-datasets/paws-x", parallel="items")  # fmt: skip
 _card("xcopa", "choice", ("0", "1"), "accuracy", "en et ht id it qu sw ta th tr vi zh", "Ponti et al. 2020, XCOPA; Roemmele et al. 2011, COPA",
       "CC BY 4.0; COPA: BSD 2-Clause", {"train": "English COPA, 400 rows", "dev": "100 rows a language", "test": "500 rows a language"},
       "English is COPA itself; the others are translations of its dev and test.", "training on COPA alone is too little: SocialIQA comes first.",
       "SuperGLUE's COPA test has no labels; copies fill in 0 for all, which reads like gold.", hub="cambridgeltl/xcopa", parallel="labels", source="hu2020xtreme")  # fmt: skip
 
-# %% ../nbs/11_cards.ipynb #cell-007
+# %% ../nbs/11_cards.ipynb #cell-008
 _UD = "af ar bg de el en es et eu fa fi fr he hi hu id it ja kk ko lt mr nl pl pt ro ru ta te th tl tr uk ur vi wo yo zh"
 _card("udpos", "tagging", UPOS, "F1", _UD, "Nivre et al. 2020, Universal Dependencies", "CC BY-SA 3.0, CC BY-SA 4.0 and others, by treebank",
       {"train": "English", "dev": "every treebank of a language, one after another", "test": "the same; for some languages only PUD"},
@@ -59,7 +60,7 @@ _card("panx", "tagging", entities("PER ORG LOC"), "entity F1",
       "many 'sentences' are titles, lists or redirects, and the same one may stand in train and dev.", "the original files write en:word; XTREME removes the prefix.",
       hub="google/xtreme", source="hu2020xtreme")  # fmt: skip
 
-# %% ../nbs/11_cards.ipynb #cell-009
+# %% ../nbs/11_cards.ipynb #cell-011
 _card("xquad", "span", (), "F1, exact match", "ar de el en es hi ro ru th tr vi zh", "Artetxe et al. 2020, XQuAD", "CC BY-SA 4.0",
       {"test": "240 paragraphs, 1,190 questions a language"},
       "translated from SQuAD's development set: never choose a model on that.", "XTREME removes the answers.",
@@ -80,7 +81,7 @@ _card("multichecklist", "span", (), "exact match after normalisation",
       "templates, not text: rows of one template are one cluster.", "languages differ in what agrees with what: an example whose answer is not in its context is not made.",
       "XTREME-R draws other fillers: numbers are not comparable with its table.")  # fmt: skip
 
-# %% ../nbs/11_cards.ipynb #cell-011
+# %% ../nbs/11_cards.ipynb #cell-014
 _TATOEBA = "af ar az bg bn de el es et eu fa fi fr he hi hu id it ja jv ka kk ko lt ml mr nl pl pt ro ru sw ta te th tl tr uk ur vi zh"
 _card("tatoeba", "retrieval", (), "accuracy", _TATOEBA, "Artetxe and Schwenk 2019, LASER; Hu et al. 2020, XTREME", "CC BY 2.0 FR",
       {"test": "up to 1,000 sentences a language and their English translations"},
@@ -99,7 +100,7 @@ _card("mewslix", "retrieval", (), "mAP@20", "ar de en es fa ja pl ro ta tr uk", 
       "the 2022 release is not the one of the paper: numbers are not comparable.", "the released mentions have no text until their script fills it in.",
       "one million entities are the candidates, each described in one language, at random.")  # fmt: skip
 
-# %% ../nbs/11_cards.ipynb #cell-013
+# %% ../nbs/11_cards.ipynb #cell-017
 _card("americasnli", "nli", NLI, "accuracy", "aym bzd cni gn hch nah oto quy shp tar", "Ebrahimi et al. 2022, AmericasNLI", "not stated (from XNLI: CC BY-NC 4.0)",
       {"dev": "translated from XNLI's Spanish dev", "test": "translated from XNLI's Spanish test"},
       "made from XNLI's dev and test: whoever trains on XNLI dev has seen these in Spanish.", "languages lack different rows, and rows have no ids: not aligned.",
@@ -124,7 +125,7 @@ _card("masakhaner", "tagging", entities("PER ORG LOC DATE"), "entity F1",
       "version 2 has other languages than version 1, and other data for those of both.", "DATE is not in PAN-X: entity F1 over other kinds is another metric.",
       hub="masakhane/masakhaner2")  # fmt: skip
 
-# %% ../nbs/11_cards.ipynb #cell-015
+# %% ../nbs/11_cards.ipynb #cell-020
 _card("mnli", "nli", NLI, "accuracy", "en", "Williams et al. 2018, MultiNLI", "OANC and others, by genre: see the data set's paper",
       {"train": "English training data for xnli", "dev": "matched development set: chooses the checkpoint"},
       "machine-translated training data is another setting (translate-train).",
@@ -147,7 +148,7 @@ _card("ocnli", "nli", NLI, "accuracy", "zh", "Hu et al. 2020, OCNLI", "CC BY-NC 
       "rows with the label '-' have no majority: they are left out, as its paper does, and counted.", "training sets of 3k, 10k, 30k and 50k contain one another.",
       hub="clue/clue", undecided="-")  # fmt: skip
 
-# %% ../nbs/11_cards.ipynb #cell-016
+# %% ../nbs/11_cards.ipynb #cell-021
 _card("paws", "paraphrase", PARAPHRASE, "accuracy", "en", "Zhang et al. 2019, PAWS", "may be freely used for any purpose",
       {"train": "English training data for pawsx", "dev": "PAWS-Wiki development", "test": "PAWS-Wiki test"},
       "PAWS-X's dev and test are made from PAWS-Wiki's dev: never train on that.", hub="google-research-datasets/paws")  # fmt: skip
@@ -162,7 +163,7 @@ _card("ud-english", "tagging", UPOS, "F1", "en", "Silveira et al. 2014, UD Engli
       {"train": "12,544 sentences", "dev": "2,001 sentences", "test": "2,077 sentences"}, "also a part of udpos: a tagging target after this intermediate task is no transfer.",
       hub="google/xtreme")  # fmt: skip
 
-# %% ../nbs/11_cards.ipynb #cell-018
+# %% ../nbs/11_cards.ipynb #cell-024
 _card("hellaswag", "choice", ("0", "1", "2", "3"), "accuracy", "en", "Zellers et al. 2019, HellaSwag", "MIT",
       {"train": "39,905 rows", "dev": "10,042 rows", "test": "hidden labels"}, "wrong endings were chosen against BERT: easy for later models.",
       "WikiHow's texts are long and cut into steps.", hub="Rowan/hellaswag")  # fmt: skip
@@ -186,7 +187,7 @@ _card("qamr", "span", (), "F1, exact match", "en", "Michael et al. 2018, QAMR", 
       "an answer is a set of words: where they are not neighbours, the shortest span that holds them is taken.",
       "many questions share a sentence: cluster by it.", "tokens are Penn Treebank's: -LRB- is a bracket.")  # fmt: skip
 
-# %% ../nbs/11_cards.ipynb #cell-020
+# %% ../nbs/11_cards.ipynb #cell-026
 _LAB = {"train": "generated", "dev": "generated, from other seeds than train", "test": "generated, from other seeds than train and dev"}
 _LAB_TRAPS = ("controlled text: cause and effect, not an estimate for natural language.",)
 for _name, _family, _labels in (("lab-nli", "nli", NLI), ("lab-paws", "paraphrase", PARAPHRASE), ("lab-qqp", "paraphrase", PARAPHRASE)):

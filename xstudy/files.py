@@ -117,7 +117,7 @@ def folders_named(root: Path, names, depth: int = 3) -> list:
             raise DataError(f"cannot be listed ({e.strerror}): check its permissions.", e.filename) from None
     return found
 
-
+# %% ../nbs/12_files.ipynb #cell-013
 def name_says(
     path: Path,  # below the task's folder
     card: Task,
@@ -159,7 +159,7 @@ def layout_of(card: Task) -> Layout:
     "The layout of a task; one that was registered by somebody else is a table in a folder of its name."
     return LAYOUTS.get(card.name) or Layout((re.sub(r"[^a-z0-9]", "", card.name.lower()),))
 
-# %% ../nbs/12_files.ipynb #cell-015
+# %% ../nbs/12_files.ipynb #cell-016
 def find(
     root: Path,
     card: Task,

@@ -199,7 +199,7 @@ def read_siqa(path: Path) -> list:
         r.fields["label"] = str(int(x) - 1)
     return rows
 
-
+# %% ../nbs/12_formats.ipynb #cell-019
 def read_hellaswag(path: Path) -> list:
     "HellaSwag: the original JSON lines, or a text with six lines a task (context, label, four endings)."
     if Path(path).suffix.lower() != ".txt":
@@ -209,7 +209,7 @@ def read_hellaswag(path: Path) -> list:
         raise DataError(f"has {len(lines)} lines, not six a task (context, label, four endings): the file is cut.", path, len(lines))
     return [Row(i + 1, "", "", dict(context=lines[i], question="", choices=tuple(lines[i + 2 : i + 6]), label=lines[i + 1])) for i in range(0, len(lines), 6)]
 
-# %% ../nbs/12_formats.ipynb #cell-021
+# %% ../nbs/12_formats.ipynb #cell-022
 def _sentences(lines: list, path: Path):
     "Blocks of (first line, lines) between blank lines; two blank lines in a row are refused."
     block, start = [], 1
@@ -246,7 +246,7 @@ def read_tagged(path: Path) -> list:
             r.fields["words"] = tuple(w.split(":", 1)[1] for w in r.fields["words"])
     return out
 
-# %% ../nbs/12_formats.ipynb #cell-024
+# %% ../nbs/12_formats.ipynb #cell-025
 def read_conllu(path: Path) -> list:
     "Words and UPOS tags of a CoNLL-U file; raises `DataError` with file and line for lost words, columns or an unfinished end."
     lines, out = read_lines(path, blank=True), []
@@ -277,7 +277,7 @@ def read_pos(path: Path) -> list:
     "Parts of speech: CoNLL-U, or a word and its tag a line."
     return read_conllu(path) if Path(path).suffix.lower() == ".conllu" else read_tagged(path)
 
-# %% ../nbs/12_formats.ipynb #cell-027
+# %% ../nbs/12_formats.ipynb #cell-028
 def span_fields(r: dict, context: str | None = None) -> tuple:  # key, cluster, fields
     "A question of SQuAD's JSON, or a row of the hub; answers are None where they were removed."
     context = r.get("context") if context is None else context
@@ -303,7 +303,7 @@ def span_fields(r: dict, context: str | None = None) -> tuple:  # key, cluster, 
     texts = None if answers is None else tuple(a["text"] for a in answers)
     return str(pick(r, "id") or ""), context, dict(context=context, question=words_of(r, "question"), answers=texts, starts=starts)
 
-# %% ../nbs/12_formats.ipynb #cell-029
+# %% ../nbs/12_formats.ipynb #cell-030
 def json_document(path: Path):
     "A whole JSON file; raises `DataError` with file and line when it is cut or has a key twice."
     lines = read_lines(path, blank=True, long=True)
@@ -342,7 +342,7 @@ def read_squad(path: Path) -> list:
             out.append(Row(0, key, place, fields))
     return out
 
-# %% ../nbs/12_formats.ipynb #cell-032
+# %% ../nbs/12_formats.ipynb #cell-033
 def read_tydiqa(path: Path) -> list:
     "TyDiQA-GoldP: one language a file, or all in one, told apart by their ids (english-123-0)."
     rows = read_squad(path)
@@ -354,7 +354,7 @@ def read_tydiqa(path: Path) -> list:
 
 TYDI = dict(arabic="ar", bengali="bn", english="en", finnish="fi", indonesian="id", korean="ko", russian="ru", swahili="sw", telugu="te")
 
-# %% ../nbs/12_formats.ipynb #cell-035
+# %% ../nbs/12_formats.ipynb #cell-036
 def read_qamr(path: Path) -> list:
     "Questions of QAMR, joined to wiki-sentences.tsv beside or above; raises `DataError` when a sentence or a word is missing."
     path = Path(path)

@@ -197,7 +197,7 @@ def _table_rows(shelf: Shelf, card: Task, trained: dict) -> list:
         row["problems"] += [f"{os.path.relpath(p, shelf.root)} is there as well and not used" for p in spare]
     return out
 
-
+# %% ../nbs/12_inventory.ipynb #cell-020
 def missing(shelf: Shelf, card: Task) -> str:
     "What a task's files lack; '' when nothing does."
     files = shelf.found(card.name)[0]
@@ -222,10 +222,10 @@ def inventory(shelf: Shelf) -> list:
             lacks = str(e)
         left = [f"{os.path.relpath(p, shelf.root)} is left out: {why}" for p, why in shelf.found(name)[2]]
         out += [dict(task=name, language="", split="", rows=0, problems=[x]) for x in [*left, lacks] if x]
-        shelf.forget()
+        shelf._kept.clear()
     return out
 
-# %% ../nbs/12_inventory.ipynb #cell-022
+# %% ../nbs/12_inventory.ipynb #cell-023
 def leaks(
     shelf: Shelf,
     name: str,  # a task

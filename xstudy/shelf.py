@@ -39,10 +39,6 @@ class Shelf:
             self._found[name] = find(self.root, task(name), self.folders.get(name))
         return self._found[name]
 
-    def forget(self):
-        "Lets go of what was read, not of what was found."
-        self._kept.clear()
-
     def keep(self, make, path: Path):
         "`make(path)`, made again only when the file changed."
         try:
@@ -233,7 +229,7 @@ def read_split(shelf: Shelf, card: Task, split: str, language: str) -> Split:
         add_rows(out, card, split, language, read, path, prefix, first)
     return out
 
-
+# %% ../nbs/12_shelf.ipynb #cell-024
 def add_rows(out: Split, card: Task, split: str, language: str, read, path, prefix: str = "", first: dict | None = None):
     "Adds what one file (or one split of the hub) holds to a split, as examples."
     of, first = f"{card.name}-{split}-", {} if first is None else first
@@ -257,7 +253,7 @@ def _pud(path: str) -> bool:
     "Is this one of the parallel treebanks? Their sentence numbers are clusters over languages."
     return "_pud-ud-" in path
 
-# %% ../nbs/12_shelf.ipynb #cell-026
+# %% ../nbs/12_shelf.ipynb #cell-028
 _GOLD = {"label": "labels", "tags": "tags", "answers": "answers", "relevant": "gold pairs"}
 
 
@@ -294,7 +290,7 @@ def relevant_everywhere(shelf: Shelf, card: Task, split: str, examples: list) ->
                 others.setdefault(x.id, []).extend(x.relevant)
     return [dataclasses.replace(x, relevant=tuple(others[x.id])) for x in examples]
 
-
+# %% ../nbs/12_shelf.ipynb #cell-029
 def examples(
     shelf: Shelf,
     name: str,

@@ -49,7 +49,7 @@ def read_templates(path: Path) -> dict:  # language -> [(line, name, contexts, [
                 tests[la][-1][4].setdefault(field, []).append(value)
     return tests
 
-# %% ../nbs/12_templates.ipynb #cell-006
+# %% ../nbs/12_templates.ipynb #cell-007
 def _fillers(fill: dict, r) -> dict:
     "One draw of every blank: {name: text, or a list of forms}."
     names = [NAMES[i] for i in r.permutation(len(NAMES))[:3]]

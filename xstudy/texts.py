@@ -189,7 +189,7 @@ def _count_lexicon(path: Path) -> int:
             raise DataError(f"has {x.count(chr(9)) + 1} columns where a wordnet has 3 or 4: restore the line.", path, i + 1)
     return len(lines)
 
-
+# %% ../nbs/12_texts.ipynb #cell-021
 def text_inventory(root: Path) -> list:  # of {task, language, split, rows, problems}
     "Unlabelled text (split 'text') and lexicons (split 'lexicon') below `root`, all languages."
     found, out = [], []
@@ -203,15 +203,15 @@ def text_inventory(root: Path) -> list:  # of {task, language, split, rows, prob
             word = re.split(r"[-_.]", p.stem)[-1].lower()
             found.append((p.parent.name, "lexicon", CODES.get(word, word) if len(CODES.get(word, word)) in (2, 3) else "", p))
     for origin, split, language, p in found:
-        row = dict(task=origin, language=language, split=split, rows=0, problems=[])
+        row = dict(task=f"{'text' if split == 'text' else 'lexicons'}/{origin}", language=language, split=split, rows=0, problems=[])
         try:
             row["rows"] = len(read_paragraphs(p)) if origin == "udhr" else len(read_lines(p)) if split == "text" else _count_lexicon(p)
         except DataError as e:
             row["problems"].append(str(e))
         out.append(row)
-    lengths = {len_ for r in out if r["task"] == "ntrex" and (len_ := r["rows"])}
+    lengths = {len_ for r in out if r["task"] == "text/ntrex" and (len_ := r["rows"])}
     for r in out:
-        if r["task"] == "ntrex" and len(lengths) > 1 and r["rows"] != max(lengths):
+        if r["task"] == "text/ntrex" and len(lengths) > 1 and r["rows"] != max(lengths):
             r["problems"].append(f"{r['rows']} lines where others have {max(lengths)}: not aligned")
     return out
 
