@@ -17,7 +17,7 @@ from xstudy.labtasks import FAMILIES
 from xstudy.parser import parse, preserved, regold
 from xstudy.perturb import apply_edits, perturbation, sample
 from xstudy.scenes import LEXICON, SPLITS, Scene, concepts, draw, read_lexicon, say, split_of, world
-from xstudy.tasks import LANGUAGES, Choice, Pair, Retrieved, Single, Span, Tagged
+from xstudy.tasks import LANGUAGES, Choice, Pair, Span, Tagged
 
 SMALL = LabSettings(nli_train=600, paws_train=300, qqp_train=300, wide_train=200, dev=90, test=150, text_per_language=300, parallel_rows=300)
 PAIRS, TASKS = ("lab-nli", "lab-paws", "lab-qqp"), ("lab-nli", "lab-paws", "lab-qqp", *FAMILIES)
@@ -27,7 +27,7 @@ ENDS = {code: r"(?<=[.?;؟۔।。？])\s*" if code != "th" else " " for code in
 def texts(x):
     "All texts of an example."
     if isinstance(x, Tagged):
-        return ("\0".join(x.tokens),)
+        return ("\0".join(x.words),)
     return {Pair: lambda: x.texts, Choice: lambda: (x.context, *x.choices), Span: lambda: (x.context,)}.get(type(x), lambda: (x.text,))()
 
 
@@ -135,7 +135,7 @@ def test_cipher_is_english_in_disguise():
     for task in TASKS:
         for x, y in zip(s.load(task, "test", "en"), s.load(task, "test", "sw")):
             assert x.id == y.id and y.language == "sw" and tuple(disguise(t) for t in texts(x)) == texts(y)
-            assert not isinstance(y, Span) or all(y.context[at : at + len(t)] == t for t, at in y.answers)
+            assert not isinstance(y, Span) or all(y.context[at : at + len(t)] == t for t, at in zip(y.answers, y.starts))
     assert not re.search("[a-z]", "".join(s.lexicon("sw"))) and s.lexicon("de") == lab_lexicon("de")
 
 

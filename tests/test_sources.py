@@ -1,8 +1,12 @@
 """Sources against broken files, other layouts, and the real benchmarks."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections import Counter
+from pathlib import Path
 from xml.sax.saxutils import escape
 
 import pytest
@@ -101,7 +105,7 @@ def test_bom_crlf_and_odd_separators_are_kept_apart(tmp_path):
         ('[{"text_a": "A", "text_b": ["B"], "label": "0"}]', 1, "['B']"),
         ("[]", None, "no records"),
         ("7", None, "no records"),
-        ('{"text": "A"}', None, "lacks"),
+        ('{"text": "A"}', None, "first sentence"),
     ],
 )
 def test_broken_json(tmp_path, data, line, words):
@@ -187,7 +191,7 @@ def test_words_that_are_not_known(tmp_path):
     refused(lambda: s.load("xnli", "dev", "de"), "not in 'de'")
     refused(lambda: s.load("xnli", "test", "en"), "no test files")
     refused(lambda: s.load("lab-nli", "dev", "en"), "no files of lab-nli")
-    refused(lambda: source("hubb"), "folder")
+    refused(lambda: source("hubb"), "Did you mean 'hub'?")
 
 
 def test_misaligned_languages(tmp_path):
@@ -226,7 +230,8 @@ def test_inventory_counts_and_goes_on(tmp_path):
         task="paws", language="en", split="train", rows=2, problems=[]
     )
     assert "2 columns where line 1 has 4" in at["pawsx", "de", "dev"]["problems"][0] and at["pawsx", "de", "dev"]["rows"] == 0
-    assert "not whole JSON" in at["mnli", "en", "dev"]["problems"][0] and "test_2k.csv is left out" in at["pawsx", "", ""]["problems"][0]
+    assert "not whole JSON" in at["mnli", "en", "dev"]["problems"][0]
+    assert any("test_2k.csv is left out" in p for r in rows if r["task"] == "pawsx" for p in r["problems"])
 
 
 # ---- other layouts of the same formats
@@ -380,12 +385,39 @@ def test_the_lab_has_the_same_interface():
 def test_real_inventory(data_root):
     start = time.perf_counter()
     rows = FolderSource(data_root).inventory()
-    assert time.perf_counter() - start < 10
-    assert all(r["rows"] > 0 for r in rows if r["split"]), [r for r in rows if r["split"] and not r["rows"]]
+    assert time.perf_counter() - start < 60
+    have = [r for r in rows if r["split"]]
+    assert all(r["rows"] > 0 for r in have), [r for r in have if not r["rows"]]
+    assert len({r["task"] for r in have if r["task"] in TASKS}) >= 20 and len({r["language"] for r in have}) >= 50
+    explained = (  # by the folder's MANIFEST.md: what XTREME strips; COPA's test labels are placeholders, which it does not say
+        ("tydiqa", "without answers"), ("xcopa", "labels are all alike"),
+    )  # fmt: skip
     for r in rows:
-        assert not any(
-            w in p for p in r["problems"] for w in ("labels outside", "not aligned", "repeated ids", "empty text", "shifted", "are also in")
-        ), r
+        for p in r["problems"]:
+            known = p.startswith(("known: ", "missing: ")) or any(r["task"] == t and w in p for t, w in explained)
+            assert known, r
+
+
+def test_real_inventory_needs_little_memory(data_root):
+    code = "import resource, sys; from xstudy.sources import FolderSource; FolderSource(sys.argv[1]).inventory(); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    out = subprocess.run([sys.executable, "-c", code, str(data_root)], capture_output=True, text=True, check=True).stdout
+    assert int(out) * (1 if sys.platform == "darwin" else 1024) < 1e9
+
+
+def test_every_real_file_is_read(data_root, monkeypatch):
+    "Each file of the folder's own list is opened while the inventory is made, or goes with one that is."
+    listed = {line.split("\t")[0] for line in (data_root / "MANIFEST.tsv").read_text(encoding="utf-8").splitlines()[1:]}
+    opened, real = set(), Path.read_bytes
+
+    def note(self):
+        opened.add(os.path.relpath(self, data_root))
+        return real(self)
+
+    monkeypatch.setattr(Path, "read_bytes", note)
+    FolderSource(data_root).inventory()
+    FolderSource(data_root, folders={"mnli": "nli_train/mnli_glue_format"}).inventory()
+    zips = {"adversarial/breaking_nli_dataset.zip"}
+    assert not listed - opened - zips, sorted(listed - opened - zips)
 
 
 def test_real_xnli_is_parallel(data_root):
@@ -404,14 +436,55 @@ def test_real_xnli_is_parallel(data_root):
 def test_real_tasks_load_wherever_there_are_files(data_root):
     s = FolderSource(data_root)
     for r in s.inventory():
-        if r["split"]:
-            pairs = check_pairs(s.load(r["task"], r["split"], r["language"]), r["task"])
-            assert len(pairs) == r["rows"] and {p.label for p in pairs} == set(task(r["task"]).labels)
+        bad = any(w in p for p in r["problems"] for w in ("without answers", "labels are all alike"))
+        if r["split"] and r["task"] in TASKS and bad:
+            refused(lambda: s.load(r["task"], r["split"], r["language"]), "original file")
+        elif r["split"] and r["task"] in TASKS:
+            found, card = s.load(r["task"], r["split"], r["language"]), task(r["task"])
+            assert len(found) == r["rows"] and all(type(x) is card.schema for x in found) and len({x.id for x in found}) == len(found)
+            if card.family in ("nli", "paraphrase"):
+                assert {p.label for p in check_pairs(found, card)} == set(card.labels)
     test = {la: s.load("pawsx", "test", la) for la in s.languages("pawsx") if (("test", la) in s.found("pawsx")[0])}
     assert len({tuple(p.id for p in pairs) for pairs in test.values()}) == 1
     assert len({tuple(p.label for p in pairs) for pairs in test.values()}) == len(test), (
         "labels differ between languages, and are not copied"
     )
+
+
+@pytest.mark.parametrize("name", [n for n in TASKS if not n.startswith("lab-")])
+def test_real_splits_share_no_item(data_root, name):
+    "No item, cluster or text of a task is in two splits, over all languages, but for the few that its card tells of."
+    s = FolderSource(data_root)
+    if not s.found(name)[0]:
+        pytest.skip(f"there are no files of {name}")
+    if name in ("tydiqa", "xcopa"):
+        return  # some of their gold is missing: their inventory compares what is there
+    few = {"panx": 99, "udpos": 99, "ud-english": 99, "nusax": 9, "pawsx": 20}.get(name, 0)
+    for said in s.leaks(name):
+        n, kind = int(said.split()[0]), said.split()[1]
+        assert kind == "texts" and n <= few, said
+
+
+def test_real_parallel_sets_share_items_over_languages(data_root):
+    s = FolderSource(data_root)
+    for name, split in (("xquad", "test"), ("lareqa", "test"), ("sib200", "test"), ("nusax", "test"), ("xcopa", "dev")):
+        ids = {tuple(sorted((x.id, x.group) for x in s.load(name, split, la))) for la in s.languages(name) if (split, la) in s.found(name)[0]}
+        assert len(ids) == 1, name
+    pud = {la: {x.group for x in s.load("udpos", "test", la)} for la in ("de", "en", "fr")}
+    assert pud["de"] == pud["en"] == pud["fr"] and len(pud["en"]) == 150
+    q = s.load("lareqa", "test", "sw" if "sw" in s.languages("lareqa") else "de")[0]
+    where = {p.id: la for la in s.languages("lareqa") for p in s.passages("lareqa", "test", la)}
+    assert {where[i] for i in q.relevant} == set(s.languages("lareqa"))
+
+
+def test_a_shared_item_is_a_leak(tmp_path):
+    put(tmp_path, "nusax/english/train.csv", "id,text,label\n1,Good food,positive\n2,Bad food,negative\n")
+    put(tmp_path, "nusax/javanese/test.csv", "id,text,label\n2,Ala,negative\n3,Apik,positive\n")
+    put(tmp_path, "cad_nli/train.tsv", "sentence1\tsentence2\tgold_label\nA man .\tB\tneutral\n")
+    put(tmp_path, "cad_nli/test.tsv", "sentence1\tsentence2\tgold_label\na  man .\tb\tneutral\n")
+    s = FolderSource(tmp_path)
+    assert s.leaks("nusax") == ["1 items of nusax are in more than one split", "1 clusters of nusax are in more than one split"]
+    assert s.leaks("cad-nli") == ["1 texts of cad-nli are in more than one split"]
 
 
 def test_real_text_holds_no_evaluation_sentence(data_root):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Root', 'StoreAt', 'Json', 'NOTEBOOKS', 'Questions', 'Seeds', 'Out', 'stores', 'benches', 'show', 'quiet_when',
-           'checks', 'doctor', 'data', 'plan_', 'jobs_of', 'run', 'report', 'claims', 'attack', 'run_attack',
-           'store_ls', 'store_verify', 'store_gc', 'bench_notebooks_', 'main']
+           'checks', 'doctor', 'data', 'data_tables', 'plan_', 'jobs_of', 'run', 'report', 'claims', 'attack',
+           'run_attack', 'store_ls', 'store_verify', 'store_gc', 'bench_notebooks_', 'main']
 
 # %% ../nbs/70_cli.ipynb #cell-002
 import contextlib, json, os, re, shutil, sys, traceback
@@ -107,11 +107,11 @@ def doctor(store: StoreAt = "", as_json: Json = False):
 # %% ../nbs/70_cli.ipynb #cell-010
 @app.command()
 def data(
-    source: Annotated[str, typer.Option(help="'lab' or 'folder'.")] = "",
+    source: Annotated[str, typer.Option(help="'lab', 'folder' or 'hub'.")] = "",
     root: Root = "",
     as_json: Json = False,
 ):
-    """List tasks, languages, splits, rows, and what looks wrong with them.
+    """List tasks, languages, splits, rows, what is missing, and what looks wrong. 'known:' is a trap that the task's card names.
 
     Examples: `xstudy data` (the lab) and `xstudy data --source folder --root ../data --json`
     """
@@ -119,9 +119,31 @@ def data(
 
     with quiet_when(as_json):
         rows = source_named(source or ("folder" if root else "lab"), root or None).inventory()
-    show(rows, as_json, "Data")
+    if as_json:
+        return show(rows, True)
+    table, remarks = data_tables(rows)
+    show(table, False, "Data")
+    for title, lines in remarks.items():
+        print(f"{title} ({len(lines)})" if lines else f"{title}: nothing.", *lines, sep="\n  ")
 
 
+def data_tables(rows: list) -> tuple[list, dict]:
+    "(a row a task and split, {title: lines}): an inventory for people, equal remarks of several languages in one line."
+    have, said = {}, {}
+    for r in rows:
+        if r["split"]:
+            have.setdefault((r["task"], r["split"]), []).append(r)
+        for p in r["problems"]:
+            said.setdefault((r["task"], r["split"], re.sub(r" \(first.*", "", p)), []).append(r["language"])
+    table = [dict(task=t, split=s, languages=len(x), rows=sum(r["rows"] for r in x), fewest=min(r["rows"] for r in x), most=max(r["rows"] for r in x), which=" ".join(r["language"] for r in x))
+             for (t, s), x in have.items()]  # fmt: skip
+    titles = {"Looks wrong": [], "Known, by the cards": [], "Missing": []}
+    for (task, split, p), languages in said.items():
+        kind = "Missing" if p.startswith("missing: ") else "Known, by the cards" if p.startswith("known: ") else "Looks wrong"
+        titles[kind].append(" ".join(f"{task} {split} {','.join(languages)}".split()) + ": " + p.removeprefix("missing: ").removeprefix("known: "))
+    return table, titles
+
+# %% ../nbs/70_cli.ipynb #cell-011
 def _profile(name: str, questions: str = "", seeds: str = "", workers: int = 0):
     from xstudy.design import load_profile
 
@@ -137,7 +159,7 @@ def _profile(name: str, questions: str = "", seeds: str = "", workers: int = 0):
         raise SettingsError(f"--workers {workers}: give a positive number.")
     return load_profile(name, **(changes | ({"workers": workers} if workers else {})))
 
-# %% ../nbs/70_cli.ipynb #cell-011
+# %% ../nbs/70_cli.ipynb #cell-012
 Questions = Annotated[str, typer.Option(help="Questions to ask, such as rq1. Default: the profile's.")]
 Seeds = Annotated[str, typer.Option(help="Seeds, such as 0,1,2. Default: the profile's.")]
 
@@ -159,7 +181,7 @@ def plan_(profile: str, questions: Questions = "", seeds: Seeds = "", as_json: J
     show(rows, False, f"{p.name}: {p.title}")
     print(f"About {clock(60 * minutes)} here; detectable effect of the main contrast {100 * mde:.1f} points.")
 
-# %% ../nbs/70_cli.ipynb #cell-014
+# %% ../nbs/70_cli.ipynb #cell-017
 def jobs_of(study, root: str) -> list:
     "The graph of a profile: the encoder, every arm and seed, the reading of each question."
     from xstudy.batch import Job
@@ -190,7 +212,7 @@ def _profile_file(study) -> str:
 
 Out = Annotated[str, typer.Option("--out", help="Folder for the report. Default: reports/PROFILE.")]
 
-# %% ../nbs/70_cli.ipynb #cell-015
+# %% ../nbs/70_cli.ipynb #cell-018
 @app.command()
 def run(
     profile: Annotated[str, typer.Argument(help="Name or YAML file of the profile.")],
@@ -222,7 +244,7 @@ def run(
                          report={k: str(v) for k, v in paths.items()}), True)  # fmt: skip
     print(f"{summary.text()}\nReport: {paths['html']} and {paths['pdf'].name}")
 
-# %% ../nbs/70_cli.ipynb #cell-017
+# %% ../nbs/70_cli.ipynb #cell-020
 @app.command()
 def report(
     folder: Annotated[str, typer.Argument(help="A published folder such as reports/lab-quick.")],
@@ -245,7 +267,7 @@ def report(
     study = open_study(build(Profile, record["profile"], "run.json"), root, store)
     print(publish(study, folder, record["command"])["html"])
 
-# %% ../nbs/70_cli.ipynb #cell-018
+# %% ../nbs/70_cli.ipynb #cell-021
 @app.command()
 def claims(
     run: Annotated[Optional[list[str]], typer.Option("--run", help="Published folder to judge by; may be given again. Default: all of reports/.")] = None,
@@ -271,7 +293,7 @@ def claims(
         return show(rows, True)
     show([dict(id=r["id"], claim=r["text"][:90], source=r["source"], **{"in the source": r["source_label"]}, here=r["verdict"]["direction"], distance=r["verdict"]["distance"]) for r in rows], False, "Claims")
 
-# %% ../nbs/70_cli.ipynb #cell-021
+# %% ../nbs/70_cli.ipynb #cell-024
 @app.command()
 def attack(
     model: Annotated[str, typer.Argument(help="Folder of a classifier, or the key of a model in the store.")],
@@ -299,7 +321,7 @@ def attack(
     for x in shown:
         print(f"[{x['language']}] {x['gold']} → {x['prediction']}\n  " + "\n  ".join(x["after"]))
 
-# %% ../nbs/70_cli.ipynb #cell-022
+# %% ../nbs/70_cli.ipynb #cell-025
 def run_attack(model, task, languages, attack, search, budget, queries, items, source, root, store) -> tuple[list, list]:
     "(a row a language, marked examples): the work of `xstudy attack`."
     from dataclasses import replace
@@ -336,7 +358,7 @@ def run_attack(model, task, languages, attack, search, budget, queries, items, s
         progress.step(len(rows))
     return rows, shown
 
-# %% ../nbs/70_cli.ipynb #cell-025
+# %% ../nbs/70_cli.ipynb #cell-028
 stores = typer.Typer(no_args_is_help=True, help="Look at, check and clean the store.")
 app.add_typer(stores, name="store")
 
@@ -371,7 +393,7 @@ def store_gc(store: StoreAt = "", as_json: Json = False):
     removed = [dict(removed=str(r)) for r in _store(store).gc()]
     show(removed, as_json, "Removed")
 
-# %% ../nbs/70_cli.ipynb #cell-028
+# %% ../nbs/70_cli.ipynb #cell-031
 benches = typer.Typer(no_args_is_help=True, help="Measure, both sides in one run.")
 app.add_typer(benches, name="bench")
 
@@ -396,7 +418,7 @@ def bench_notebooks_(
         found = bench_notebooks(repeats, NOTEBOOKS / "arm.ipynb", lambda: dict(profile="lab-demo", store=place, seed=next(seeds)))
     show(found if as_json else [{k: v for k, v in found.items() if isinstance(v, (int, float, str))}], as_json, "Notebooks")
 
-# %% ../nbs/70_cli.ipynb #cell-030
+# %% ../nbs/70_cli.ipynb #cell-033
 def main(words: list[str] | None = None) -> int:
     "Entry point: exit code 0, 2 for the user's mistake (one sentence), 1 for ours, 130 for Ctrl-C."
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -13,9 +13,9 @@ from itertools import combinations
 
 from .core import DataError, SettingsError, canonical, nearest, seed_for, sha256
 from .languages import lower
-from .labtasks import FAMILIES, example, wide_items
+from .labtasks import WIDE, example, wide_items
 from .scenes import GRAMMAR, LEVELS, LEXICON, SPLITS, Scene, World, carry_out, concepts, draw, moves, relation, reword, same, split_of, surface, verdict, world
-from .tasks import LANGUAGES, NLI, PARAPHRASE, Choice, Pair, Single, Tagged
+from .tasks import LANGUAGES, NLI, PARAPHRASE, Choice, Pair, Passage, Query, Sentence, Tagged
 
 # %% ../nbs/13_lab.ipynb #cell-005
 class _Checked:
@@ -44,7 +44,7 @@ class _Checked:
 
     def rows(self, task: str, split: str) -> int:
         "Rows of a split."
-        return getattr(self, split) if split != "train" else self.wide_train if task in FAMILIES else getattr(self, f"{task.removeprefix('lab-')}_train")
+        return getattr(self, split) if split != "train" else self.wide_train if task in WIDE else getattr(self, f"{task.removeprefix('lab-')}_train")
 
 
 def tiers(
@@ -228,7 +228,7 @@ _LABELS = {"lab-nli": NLI, "lab-paws": PARAPHRASE, "lab-qqp": PARAPHRASE}
 
 
 def _known(task: str, split: str = "train"):
-    if task not in (names := (*_MAKERS, *FAMILIES)):
+    if task not in (names := (*_MAKERS, *WIDE)):
         raise DataError(f"the lab has no task {task!r}.{nearest(task, names)}")
     if split not in SPLITS:
         raise DataError(f"{task} has no split {split!r}.{nearest(split, SPLITS)}")
@@ -238,7 +238,7 @@ def lab_items(settings: LabSettings, task: str, split: str) -> list:  # of (scen
     "Distinct first scenes with their partners, in an order of labels that is drawn anew for each; for tasks of `labtasks`, their items."
     _known(task, split)
     w, r, out, seen = world(settings.world), random.Random(seed_for("lab", task, split, settings.seed)), [], set()
-    if task in FAMILIES:
+    if task in WIDE:
         return wide_items(task, split, settings.rows(task, split), r)
     extra = (settings.negated, settings.lexical) if task == "lab-nli" else ()
     for _ in range(settings.rows(task, split) // len(_LABELS[task])):
@@ -261,8 +261,8 @@ def disguise(text: str, overlap: float = 0.0) -> str:
 
 def _disguised(x, code: str, overlap: float):
     "An English example in disguise."
-    hide = lambda v: disguise(v, overlap) if isinstance(v, str) else tuple((hide(y[0]), y[1]) if isinstance(y, tuple) else hide(y) for y in v)
-    texts = {f: hide(getattr(x, f)) for f in ("text_a", "text_b", "text", "context", "choices", "tokens", "answers") if hasattr(x, f)}
+    hide = lambda v: disguise(v, overlap) if isinstance(v, str) else tuple(map(hide, v))
+    texts = {f: hide(getattr(x, f)) for f in ("text_a", "text_b", "text", "context", "choices", "words", "answers") if hasattr(x, f)}
     if hasattr(x, "answers"):
         texts["question"] = hide(x.question)
     return dataclasses.replace(x, language=code, **texts)
@@ -273,7 +273,7 @@ def _spoilt(rows: list, labels: tuple, share: float, r: random.Random) -> list:
     other = lambda y: r.choice([x for x in labels if x != y]) if r.random() < share else y
     if isinstance(rows[0], Tagged):
         return [dataclasses.replace(x, tags=tuple(map(other, x.tags))) for x in rows]
-    return [dataclasses.replace(x, label=other(x.label)) for x in rows] if isinstance(rows[0], (Pair, Choice, Single)) else rows
+    return [dataclasses.replace(x, label=other(x.label)) for x in rows] if isinstance(rows[0], (Pair, Choice, Sentence)) else rows
 
 # %% ../nbs/13_lab.ipynb #cell-028
 class _Items:
@@ -300,7 +300,7 @@ class _Items:
             plain._items = self._items
             return [_disguised(x, language, s.overlap) for x in plain.load(task, split, "en")]
         speak = surface(language).say
-        if task in FAMILIES:
+        if task in WIDE:
             rows = [example(item, task, split, language, i) for i, item in enumerate(items)]
         else:
             rows, n = [], len(_LABELS[task])
@@ -308,7 +308,7 @@ class _Items:
                 text, group = speak(a), f"{task}-{split}-p{g}"
                 rows += [Pair(f"{task}-{split}-{g * n + i}", group, language, text, speak(b), y, task, split) for i, (y, b) in enumerate(others.items())]
         if split == "train" and s.label_noise and rows:
-            labels = FAMILIES[task].labels if task in FAMILIES else _LABELS[task]
+            labels = WIDE[task].labels if task in WIDE else _LABELS[task]
             return _spoilt(rows, labels, s.label_noise, random.Random(seed_for("lab", "noise", task, s.seed)))
         return rows
 
@@ -328,9 +328,16 @@ class LabSource(_Items):
         _known(task)
         return list(LANGUAGES)
 
+    def passages(self, task: str, split: str, language: str) -> list:
+        "English sentences, among which queries of any language look for their translation; raises `DataError` for a task without."
+        rows = self.load(task, split, "en")
+        if not isinstance(rows[0], Query):
+            raise DataError(f"{task} has no passages to retrieve.")
+        return [Passage(x.id, "en", x.text, "", task, split) for x in rows]
+
     def inventory(self) -> list:
         "One row a task, language and split."
-        rows = {(t, s): len(self.items(t, s)) * len(_LABELS.get(t, ".")) for t in (*_MAKERS, *FAMILIES) for s in SPLITS}
+        rows = {(t, s): len(self.items(t, s)) * len(_LABELS.get(t, ".")) for t in (*_MAKERS, *WIDE) for s in SPLITS}
         return [dict(task=t, language=c, split=s, rows=n, problems=[]) for (t, s), n in rows.items() for c in LANGUAGES]
 
     def lexicon(self, language: str, part: str = "all") -> dict:

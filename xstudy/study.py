@@ -31,8 +31,8 @@ from .tasks import Pair, task
 from .train import StageSettings, train_stage
 
 # %% ../nbs/53_study.ipynb #cell-004
-DATA = ("core", "segmentation", "languages", "tasks")  # and the source's own modules
-BY_SOURCE = {"lab": ("scenes", "labtasks", "lab"), "folder": ("readers", "sources")}
+DATA = ("core", "segmentation", "languages", "schemas", "cards", "tasks")  # and the source's own modules
+BY_SOURCE = {"lab": ("scenes", "labtasks", "lab"), "folder": ("readers", "formats", "retrieval", "templates", "files", "shelf", "texts", "sources")}
 MODULES = {
     "encoder": ("encoders", "loop", "pretrain"),
     "model": ("encoders", "loop", "heads", "train"),
