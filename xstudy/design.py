@@ -66,7 +66,7 @@ class Evaluation:
     queries: int = 30  # Q: at most so many questions an item, repeated ones counted
     words: float = 0.15  # share of words that may change, at least one; the share of characters is each attack's own
 
-
+# %% ../nbs/50_design.ipynb #cell-008
 @dataclass(frozen=True)
 class Profile:
     "One scale at which the study is run."
@@ -95,7 +95,7 @@ class Profile:
         "Whether sentences of the data may be printed: the lab's always, others where `quote` says so."
         return self.source == "lab" or self.quote
 
-# %% ../nbs/50_design.ipynb #cell-008
+# %% ../nbs/50_design.ipynb #cell-009
 def build(kind, value, where: str):
     "`value` (of YAML) as `kind` (a dataclass, tuple, or JSON type); raises `SettingsError` that names the place for what does not fit."
     if dataclasses.is_dataclass(kind):
@@ -119,7 +119,7 @@ def build(kind, value, where: str):
         raise SettingsError(f"{where} must be a {kind.__name__}, not {value!r}.")
     return value
 
-# %% ../nbs/50_design.ipynb #cell-011
+# %% ../nbs/50_design.ipynb #cell-012
 def profile_names() -> list[str]:
     "The profiles that come with the package."
     return sorted(p.name.removesuffix(".yaml") for p in (resources.files("xstudy") / "data" / "profiles").iterdir() if p.name.endswith(".yaml"))
@@ -147,7 +147,7 @@ def load_profile(
         raw["stage"] = {"task": "", "tokens": 1} | raw.get("stage", {})
     return check_profile(build(Profile, raw | changes, path.stem))
 
-# %% ../nbs/50_design.ipynb #cell-012
+# %% ../nbs/50_design.ipynb #cell-013
 def check_profile(p: Profile) -> Profile:
     "Refuses what no run could do: unknown tasks, languages, questions, no seeds."
     for q in p.questions:
@@ -166,7 +166,7 @@ def check_profile(p: Profile) -> Profile:
         raise SettingsError(f"{p.name}: at least two intermediate tasks are needed, since the main contrast is their mean.")
     return p
 
-# %% ../nbs/50_design.ipynb #cell-015
+# %% ../nbs/50_design.ipynb #cell-016
 @dataclass(frozen=True)
 class Arm:
     "One way of training, without its seed."
@@ -205,7 +205,7 @@ def short_name(task_name: str) -> str:
     "A task's name in an arm: lab-paws -> paws."
     return task_name.removeprefix("lab-")
 
-# %% ../nbs/50_design.ipynb #cell-018
+# %% ../nbs/50_design.ipynb #cell-019
 @dataclass(frozen=True)
 class Contrast:
     "A comparison fixed before the run: treatment minus control."
@@ -241,7 +241,7 @@ def main_measures(p: Profile) -> list[str]:
     "Names of the measures of the main contrast: accuracy under attack, and the drop to it."
     return [f"{k}_{a}" for k in ("adv", "drop_adv") for a in p.evaluation.attacks]
 
-# %% ../nbs/50_design.ipynb #cell-021
+# %% ../nbs/50_design.ipynb #cell-022
 def power(p: Profile, clusters: int | None = None, tests: int | None = None) -> dict:
     "Standard error and detectable effect (proportions) of the main contrast, at the profile's planned standard deviations."
     clusters = clusters or max(2, p.evaluation.adaptive // 3)
@@ -271,7 +271,7 @@ def training_rate(p: Profile, steps: int = 6) -> dict[str, float]:
                 model(ids)
         return dict(tokens=train, texts=steps * len(ids) / (time.perf_counter() - start))
 
-# %% ../nbs/50_design.ipynb #cell-022
+# %% ../nbs/50_design.ipynb #cell-023
 def questions_asked(p: Profile) -> int:
     "Texts that one arm's evaluation asks of its model, at most."
     e = p.evaluation
