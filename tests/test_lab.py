@@ -5,7 +5,6 @@ import random
 import re
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import pytest

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Root', 'StoreAt', 'Json', 'NOTEBOOKS', 'Questions', 'Seeds', 'Out', 'stores', 'benches', 'show', 'quiet_when',
            'checks', 'doctor', 'data', 'data_tables', 'plan_', 'jobs_of', 'run', 'report', 'claims', 'attack',
-           'run_attack', 'store_ls', 'store_verify', 'store_gc', 'bench_notebooks_', 'main']
+           'run_attack', 'store_ls', 'store_verify', 'store_gc', 'bench_notebooks_', 'bench_lab_', 'main']
 
 # %% ../nbs/70_cli.ipynb #cell-002
 import contextlib, json, os, re, shutil, sys, traceback
@@ -417,6 +417,19 @@ def bench_notebooks_(
         seeds = itertools.count()
         found = bench_notebooks(repeats, NOTEBOOKS / "arm.ipynb", lambda: dict(profile="lab-demo", store=place, seed=next(seeds)))
     show(found if as_json else [{k: v for k, v in found.items() if isinstance(v, (int, float, str))}], as_json, "Notebooks")
+
+
+@benches.command("lab")
+def bench_lab_(repeats: Annotated[int, typer.Option(help="Measurements, of which the median is shown.")] = 3, as_json: Json = False):
+    """Sentences a second of the lab, and the seconds that all its tasks take in fifteen languages.
+
+    Example: `xstudy bench lab --json`
+    """
+    from xstudy.bench import bench_lab
+
+    with quiet_when(as_json):
+        found = bench_lab(repeats)
+    show(found if as_json else [found], as_json, "Lab")
 
 # %% ../nbs/70_cli.ipynb #cell-033
 def main(words: list[str] | None = None) -> int:

@@ -355,19 +355,23 @@ def seed_by_cluster(
     what: str = "the table",  # for the error's sentence
 ) -> tuple:  # values [S, G], weights [G], seeds (list), clusters (list)
     "Arrays for `crossed_mean`; raises `DataError` when seeds did not answer the same items, or answered one twice."
-    if items.duplicated(["seed", "language", "item"]).any():
+    seeds, row = np.unique(items["seed"].to_numpy(), return_inverse=True)
+    languages, of_language = np.unique(items["language"].to_numpy(dtype=str), return_inverse=True)
+    ids, of_item = np.unique(items["item"].to_numpy(dtype=str), return_inverse=True)
+    cells, first, column = np.unique(of_language * len(ids) + of_item, return_index=True, return_inverse=True)
+    wide = np.full((len(seeds), len(cells)), np.nan)
+    wide[row, column] = items[value].to_numpy(dtype=float)
+    there = np.zeros(wide.shape, dtype=int)
+    np.add.at(there, (row, column), 1)
+    if (there > 1).any():
         raise DataError(f"{what} holds an item twice for one seed: average over draws, and choose one attack, first.")
-    wide = items.pivot(index="seed", columns=["language", "item"], values=value).sort_index(axis=0).sort_index(axis=1)
-    if wide.isna().any(axis=None):
-        seed = wide.isna().sum(axis=1).idxmax()
-        raise DataError(f"{what}: seed {seed} lacks {int(wide.loc[seed].isna().sum())} items that other seeds have: finish that run.")
-    groups = items.drop_duplicates(["language", "item"]).set_index(["language", "item"])["group"].reindex(wide.columns)
-    language = wide.columns.get_level_values(0)
-    share = 1 / pd.Series(language).map(pd.Series(language).value_counts()).to_numpy()
-    names, index = np.unique(groups.to_numpy(dtype=str), return_inverse=True)
+    if (lacks := np.isnan(wide).sum(1)).any():
+        raise DataError(f"{what}: seed {seeds[lacks.argmax()]} lacks {lacks.max()} items that other seeds have: finish that run.")
+    share = 1 / np.bincount(of_language[first])[of_language[first]]
+    names, index = np.unique(items["group"].to_numpy(dtype=str)[first], return_inverse=True)
     weights = np.bincount(index, share, len(names))
-    values = np.stack([np.bincount(index, share * row, len(names)) for row in wide.to_numpy(dtype=float)]) / weights
-    return values, weights, wide.index.tolist(), names.tolist()
+    values = np.stack([np.bincount(index, share * x, len(names)) for x in wide]) / weights
+    return values, weights, seeds.tolist(), names.tolist()
 
 # %% ../nbs/40_metrics.ipynb #cell-053
 def accuracies(

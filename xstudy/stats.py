@@ -386,17 +386,17 @@ def paired_arrays(items: pd.DataFrame, value: str, treatment_arms, control_arm: 
     "`contrast_arrays` of rows and column that `measured` gave."
     arms = [treatment_arms] if isinstance(treatment_arms, str) else list(treatment_arms)
     for column, wanted in (("arm", [*arms, control_arm]), ("language", languages or [])):
-        if missing := sorted(set(wanted) - set(items[column])):
+        if missing := sorted(set(wanted) - set(items[column].unique())):
             there = ", ".join(sorted(items[column].unique()))
             raise DataError(f"the {measure} rows hold no {column} {', '.join(missing)}: there are {there}.")
-    items = items[items["language"].isin(languages)] if languages else items
-    have = {a: set(items.loc[items["arm"] == a, "seed"]) for a in [*arms, control_arm]}
+    items = items[items["arm"].isin([*arms, control_arm]) & (items["language"].isin(languages) if languages else True)]
+    have = {a: set(items.loc[items["arm"] == a, "seed"].unique()) for a in [*arms, control_arm]}
     seeds, every = set.intersection(*have.values()), set.union(*have.values())
     if not seeds or not arms:
         raise DataError(f"no seed was run for all of {', '.join(have)}: a paired contrast needs shared seeds.")
     part = items[items["seed"].isin(seeds)]
     cells = {a: part[part["arm"] == a] for a in have}
-    asked = {a: set(zip(c["language"], c["item"])) for a, c in cells.items()}
+    asked = {a: set(zip(*(c[["language", "item"]].drop_duplicates()[k] for k in ("language", "item")))) for a, c in cells.items()}
     if odd := [a for a in arms if asked[a] != asked[control_arm]]:
         raise DataError(f"arm {odd[0]!r} answered other items than {control_arm!r}: a paired contrast needs the same.")
     got = {a: seed_by_cluster(c, value, f"arm {a}, {measure}") for a, c in cells.items()}
