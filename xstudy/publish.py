@@ -94,7 +94,7 @@ def limits_of(p: Profile, result: dict, gate: pd.DataFrame, judged: pd.DataFrame
         out.append("Sentences of the data are not printed here, for licences may forbid copies; `quote: true` in the profile prints them.")
     return [*out, preserved_sentence(judged)]
 
-
+# %% ../nbs/63_publish.ipynb #cell-008
 def settings_of(p: Profile) -> dict:
     "Settings for the report, as run."
     e, s = p.evaluation, p.pretrain
@@ -116,7 +116,7 @@ def stages_of(record: dict) -> pd.DataFrame:
         row["seconds"] = round(row["seconds"] + seconds, 1)
     return pd.DataFrame(rows.values())
 
-# %% ../nbs/63_publish.ipynb #cell-009
+# %% ../nbs/63_publish.ipynb #cell-010
 def context_of(study: Study, folder: Path, record: dict) -> dict:
     "The context of `report.build_report`, read from a published folder."
     p, tables = study.profile, {}
