@@ -17,8 +17,8 @@ from .tasks import TASKS, task
 from .texts import read_lexicon, text_files, text_inventory, unlabelled
 
 # %% ../nbs/12_sources.ipynb #cell-007
-def digest(shelf: Shelf, name: str | None = None) -> str:
-    "SHA-256 over the bytes of the files that a task, 'text' or 'lexicons' uses; of all there are when none is named."
+def digest(shelf: Shelf, name: str | None = None, as_text: tuple = ()) -> str:
+    "SHA-256 over the bytes of the files that a task, 'text' (with what is kept out of it) or 'lexicons' uses; of all there are when none is named."
 
     def content(path):
         return sha256(path.read_bytes())
@@ -26,7 +26,8 @@ def digest(shelf: Shelf, name: str | None = None) -> str:
     parts = []
     for one in [name] if name else [*TASKS, "text", "lexicons"]:
         if one == "text":
-            used = [("text", origin, p.name, p) for origin, _, p in text_files(shelf.root)]
+            held = [(t, k, p) for t in TASKS if t not in as_text for k, ps in sorted(shelf.found(t)[0].items()) if k[0] != "train" for p in ps]
+            used = [("text", origin, p.name, p) for origin, _, p in text_files(shelf.root)] + [("kept out", t, *k, p) for t, k, p in held]
         elif one == "lexicons":
             used = [("lexicons", p.name, "", p) for d in folders_named(shelf.root, ("lexicons",)) for p in sorted(d.rglob("en-*.txt"))]
         else:
@@ -43,12 +44,23 @@ class FolderSource(Shelf):
 
     name = "folder"
 
+    def __init__(
+        self,
+        root: str | Path,  # the folder that holds xnli/, pawsx/, ...
+        folders: dict | None = None,  # task -> its folder below root, where the name does not say so
+        as_text: tuple = (),  # tasks whose sentences build the encoder, so that nothing may be evaluated on them: ('tatoeba',)
+    ):
+        super().__init__(root, folders)
+        self.as_text = tuple(task(x).name for x in as_text)
+
     def languages(self, name: str) -> list:
         "The languages of a task that there are files for."
         return languages(self, name)
 
     def load(self, name: str, split: str, language: str) -> list:
         "Examples of one split in one language; raises `DataError` with file and line for anything that is not as it should be."
+        if name in self.as_text and split != "train":
+            raise DataError(f"{name} is read as text here, so no encoder of this study can be evaluated on it: take it out of `as_text`.")
         return examples(self, name, split, language)
 
     def passages(self, name: str, split: str, language: str) -> list:
@@ -65,11 +77,11 @@ class FolderSource(Shelf):
 
     def digest(self, name: str | None = None) -> str:
         "SHA-256 over the bytes of the files that a task uses; of all tasks, text and lexicons when none is named."
-        return digest(self, name)
+        return digest(self, name, self.as_text)
 
     def unlabelled(self) -> tuple:
         "Text, parallel text and their report, read once."
-        self._text = self._text or unlabelled(self)
+        self._text = self._text or unlabelled(self, self.as_text)
         return self._text
 
     def text(self) -> dict:
@@ -84,15 +96,16 @@ class FolderSource(Shelf):
         "What `text` was made of: {origin, language, lines, used, evaluation, repeated}."
         return self.unlabelled()[2]
 
-    def lexicon(self, language: str) -> dict:
-        "Words, lower-cased, to their English translations; raises `DataError` when there is no validated lexicon."
-        return read_lexicon(self.root, language)
+    def lexicon(self, language: str, part: str = "all") -> dict:
+        "Words, lower-cased, to their English translations; `part`: those that train, or those that attack; raises `DataError` when there is no validated lexicon."
+        return read_lexicon(self.root, language, part)
 
 # %% ../nbs/12_sources.ipynb #cell-012
 def source(
     name: str,  # 'folder', 'hub' or 'lab'
     root: str | Path | None = None,  # of 'folder'; the environment variable XSTUDY_DATA when None
     settings=None,  # of 'lab'
+    as_text: tuple = (),  # of 'folder': tasks that are read as text and not evaluated
 ):  # an object with load, languages, inventory, text, parallel, lexicon, digest
     "A source by name; raises `DataError` for an unknown name and when a folder is needed and none is given."
     if name == "lab":
@@ -108,4 +121,4 @@ def source(
     root = root or os.environ.get("XSTUDY_DATA")
     if not root:
         raise DataError("no data folder was given: set XSTUDY_DATA to the folder that holds xnli/, pawsx/, ...; the lab source needs none.")
-    return FolderSource(root)
+    return FolderSource(root, as_text=as_text)
