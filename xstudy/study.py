@@ -202,10 +202,11 @@ def _flat(e: Edit) -> list:
     return [e.segment, e.start, e.end, e.new, e.kind]
 
 
-def read_noise(study: Study, name: str) -> tuple[list[Perturbed], dict]:
-    "The noisy set of an attack as perturbed examples, and the languages left out with the reason."
+def read_noise(study: Study, name: str, draws: int = 0) -> tuple[list[Perturbed], dict]:
+    "The noisy set of an attack as perturbed examples (its first `draws`, 0 for all), and the languages left out with the reason."
     folder, out = make_noise(study, name), []
     table = pd.read_parquet(folder / "noise.parquet")
+    table = table[table["draw"] < draws] if draws else table
     for language, part in table.groupby("language", sort=False):
         by_id = {p.id: p for p in items(study, language, study.profile.evaluation.noise)}
         for item, draw, edits in zip(part["item"], part["draw"], part["edits"]):
