@@ -6,8 +6,8 @@
 __all__ = ['MINIMUM_SEEDS', 'PROCEDURES', 'PROCEDURE', 'TESTABLE', 'MEASURES', 'KINDS', 'half_width', 'hierarchical_bootstrap',
            'simulated_differences', 'coverage', 'Effect', 'detectable_effect', 'planned', 'variance_components',
            'paired_effect', 'holm', 'family', 'effects_table', 'Equivalence', 'equivalence', 'partial_conjunction',
-           'measured', 'contrast_arrays', 'paired_arrays', 'contrast', 'contrast_rows', 'contrast_by_language',
-           'one_sided', 'Verdict', 'verdict', 'mixed_logistic']
+           'measured', 'contrast_arrays', 'paired_arrays', 'contrast', 'contrast_rows', 'passing', 'Cell',
+           'contrast_cells', 'contrast_by_language', 'one_sided', 'Verdict', 'verdict', 'mixed_logistic']
 
 # %% ../nbs/41_stats.ipynb #cell-002
 import math, warnings
@@ -428,19 +428,59 @@ def contrast_rows(
     treatment_arms, control_arm: str, measure: str, languages=None, gate=None, alpha: float = 0.05, name: str = "",  # as in `contrast`
 ) -> Effect:  # fmt: skip
     "`contrast` where many are asked of one table: its rows are measured once."
-    notes = []
-    if gate is not None:
-        passed = set(gate.loc[gate["passed"], "language"])
-        wanted = sorted(languages or items["language"].unique())
-        kept = [code for code in wanted if code in passed]
-        languages = kept or wanted
-        notes = [] if kept else ["no language passes the gate: verdict withheld"]
+    languages, notes = passing(languages or items["language"].unique(), gate)
     a, b, w, left_out = paired_arrays(items, value, treatment_arms, control_arm, measure, languages)
     label = treatment_arms if isinstance(treatment_arms, str) else f"mean of {', '.join(treatment_arms)}"
-    effect = paired_effect(a, b, w, alpha, name or f"{label} - {control_arm}, {measure}", notes=tuple(notes))
+    effect = paired_effect(a, b, w, alpha, name or f"{label} - {control_arm}, {measure}", notes=notes)
     return replace(effect, note="; ".join(x for x in (effect.note, left_out) if x))
 
+
+def passing(languages, gate: pd.DataFrame | None) -> tuple[list, tuple]:  # languages to use, notes that withhold a verdict
+    "The languages that pass the gate; all of them, with a note, where none does."
+    wanted = sorted(languages)
+    kept = wanted if gate is None else [code for code in wanted if code in set(gate.loc[gate["passed"], "language"])]
+    return kept or wanted, () if kept else ("no language passes the gate: verdict withheld",)
+
 # %% ../nbs/41_stats.ipynb #cell-059
+@dataclass(frozen=True)
+class Cell:
+    "One term of a contrast: the mean of an arm over languages, times a weight."
+
+    arm: str
+    weight: float = 1.0  # negative: subtracted
+    languages: tuple[str, ...] = ()  # all where empty
+
+
+def contrast_cells(
+    items: pd.DataFrame,  # rows from `measured`
+    value: str,  # column from `measured`
+    cells,  # of `Cell`, some with positive and some with negative weight
+    measure: str,
+    gate: pd.DataFrame | None = None,  # from `metrics.gate`
+    alpha: float = 0.05,
+    name: str = "",
+) -> Effect:
+    "The weighted sum of cells, paired by seed and premise; raises `DataError` for a missing arm, or premises that not all cells have."
+    if missing := sorted({c.arm for c in cells} - set(items["arm"].unique())):
+        raise DataError(f"the {measure} rows hold no arm {', '.join(missing)}: there are {', '.join(sorted(items['arm'].unique()))}.")
+    have = [set(items.loc[items["arm"] == c.arm, "seed"].unique()) for c in cells]
+    seeds, notes, read = set.intersection(*have), [], []
+    for c in cells:
+        languages, why = passing(c.languages or items["language"].unique(), gate)
+        part = items[(items["arm"] == c.arm) & items["language"].isin(languages) & items["seed"].isin(seeds)]
+        if lost := sorted(set(languages) - set(part["language"])) or ([] if len(part) else ["any language"]):
+            raise DataError(f"arm {c.arm!r} has no {measure} rows in {', '.join(lost)}: a cell needs rows in each of its languages.")
+        read.append((c, *seed_by_cluster(part, value, f"arm {c.arm}, {measure}")))
+        notes += why
+        if read[-1][4] != read[0][4]:
+            raise DataError(f"arm {c.arm!r} answered other premises than {cells[0].arm!r}: the cells of a contrast share them.")
+    side = lambda sign: sum(abs(c.weight) * values for c, values, *_ in read if sign * c.weight > 0)
+    effect = paired_effect(side(1), side(-1), read[0][2], alpha, name, notes=tuple(dict.fromkeys(notes)))
+    left = sorted(set.union(*have) - seeds)
+    said = f"seeds {', '.join(map(str, left))} not run for all arms, left out" if left else ""
+    return replace(effect, note="; ".join(x for x in (effect.note, said) if x))
+
+# %% ../nbs/41_stats.ipynb #cell-062
 def contrast_by_language(
     table: pd.DataFrame,
     treatment_arms,
@@ -462,7 +502,7 @@ def one_sided(
     "One-sided p value of an effect in the claimed direction (1 without an interval)."
     return 1.0 if math.isnan(effect.p) else effect.p / 2 if effect.estimate * sign > 0 else 1 - effect.p / 2
 
-# %% ../nbs/41_stats.ipynb #cell-062
+# %% ../nbs/41_stats.ipynb #cell-065
 @dataclass(frozen=True, slots=True)
 class Verdict:
     "What our numbers say about a claim's direction."
@@ -500,7 +540,7 @@ def _ranking(effects: list) -> Verdict:
     i, e = max(enumerate(effects), key=lambda x: -x[1].low)
     return Verdict("inconclusive", f"{e.name or f'difference {i + 1}'} is not settled: {e}; detectable effect {100 * e.mde:.1f} points.")
 
-# %% ../nbs/41_stats.ipynb #cell-064
+# %% ../nbs/41_stats.ipynb #cell-067
 KINDS = ("superiority", "null", "ranking")
 
 
@@ -534,7 +574,7 @@ def verdict(
     equal = None if delta is None else equivalence(effects[0], delta, planned_se, alpha)
     return _superiority(effects[0], sign, equal) if claim_kind == "superiority" else _null(effects[0], equal)
 
-# %% ../nbs/41_stats.ipynb #cell-069
+# %% ../nbs/41_stats.ipynb #cell-072
 def mixed_logistic(
     items: pd.DataFrame,  # rows of exactly two arms: arm, seed, language, group, and `outcome` (0 or 1)
     treatment_arm: str,
