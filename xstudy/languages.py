@@ -123,9 +123,6 @@ def canonical(
     return language(CODES.get(first, tag)).code
 
 # %% ../nbs/10_languages.ipynb #cell-011
-_SCRIPTS = {s: r.scripts[0] for r in RECORDS.values() for s in r.scripts} | {"Hang": "Kore"}
-
-
 @lru_cache(4096)
 def code_of(
     word: str,  # a code, a code with script or region, or an English name, as some data set writes it
@@ -139,8 +136,7 @@ def code_of(
     known = CODES.get(tag.replace("_", " "))
     if not known and (m := regex.fullmatch(r"([a-z]{2,3})[-_]([A-Z]{2}|[A-Z][a-z]{3})", word.strip())):
         known = exact.get(m[1]) if m[1] in exact else CODES.get(m[1])
-        usual = RECORDS[CODES[known]].scripts[0] if known in CODES else ""
-        if len(m[2]) == 4 and usual and _SCRIPTS.get(m[2], m[2]) != _SCRIPTS[usual]:
+        if len(m[2]) == 4 and known in CODES and m[2].replace("Hang", "Kore") != RECORDS[CODES[known]].scripts[0]:
             return ""
     same = CODES.get(known or "")
     return next((x for x in among or RECORDS if x == known or same and CODES.get(x) == same), "")
