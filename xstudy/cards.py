@@ -30,7 +30,8 @@ _card("xnli", "nli", NLI, "accuracy", _15, "Conneau et al. 2018, XNLI", "CC BY-N
       "XTREME's test files have no labels: gold comes from a file of its own, joined by row.",
       "three hypotheses share a premise and 15 languages share both: cluster by group.",
       "the test sets are translations: some labels no longer hold (translation artefacts).",
-      "no English training split of its own: train on mnli.", hub="facebook/xnli", parallel="labels")  # fmt: skip
+      "no English training split of its own: train on mnli.",
+      "a few rows share a sentence with MNLI's training set, and a few repeat once translated.", hub="facebook/xnli", parallel="labels")  # fmt: skip
 _card("pawsx", "paraphrase", PARAPHRASE, "accuracy", "de en es fr ja ko zh", "Yang et al. 2019, PAWS-X", "may be freely used for any purpose",
       {"train": "machine-translated PAWS-Wiki, where a folder has it: another setting (translate-train)",
        "dev": "2,000 rows a language", "test": "2,000 rows a language"},
@@ -38,7 +39,7 @@ _card("pawsx", "paraphrase", PARAPHRASE, "accuracy", "de en es fr ja ko zh", "Ya
       "XTREME's test files have no labels.", "1-3 % of the rows were never translated: the file says 'NS' for a sentence.",
       "dropped from XTREME-R.", "no English training split of its own: train on paws.",
       "XTREME's copy went through a CSV writer: doubled quotation marks are read as they stand.",
-      "a few different English pairs have one translation, in dev and in test.",
+      "a few different English pairs have one translation, in dev and in test: rows repeat.",
       hub="google-research-datasets/paws-x", parallel="items")  # fmt: skip
 _card("xcopa", "choice", ("0", "1"), "accuracy", "en et ht id it qu sw ta th tr vi zh", "Ponti et al. 2020, XCOPA; Roemmele et al. 2011, COPA",
       "CC BY 4.0; COPA: BSD 2-Clause", {"train": "English COPA, 400 rows", "dev": "100 rows a language", "test": "500 rows a language"},
@@ -146,7 +147,8 @@ _card("masakhaner", "tagging", entities("PER ORG LOC DATE"), "entity F1",
 _card("mnli", "nli", NLI, "accuracy", "en", "Williams et al. 2018, MultiNLI", "OANC and others, by genre: see the data set's paper",
       {"train": "English training data for xnli", "dev": "matched development set: chooses the checkpoint"},
       "machine-translated training data is another setting (translate-train).",
-      "rows with the gold label '-' have no majority: they are left out, as its paper does, and counted.", hub="nyu-mll/glue", undecided="-")  # fmt: skip
+      "rows with the gold label '-' have no majority: they are left out, as its paper does, and counted.",
+      "a few development rows share a sentence with training.", hub="nyu-mll/glue", undecided="-")  # fmt: skip
 _card("snli", "nli", NLI, "accuracy", "en", "Bowman et al. 2015, SNLI", "CC BY-SA 4.0",
       {"train": "550,152 rows", "dev": "10,000 rows", "test": "10,000 rows"}, "rows with the gold label '-' are left out, as its paper does, and counted.",
       "captions: short, concrete, with artefacts in the hypothesis.", hub="stanfordnlp/snli", undecided="-")  # fmt: skip
@@ -168,16 +170,18 @@ _card("ocnli", "nli", NLI, "accuracy", "zh", "Hu et al. 2020, OCNLI", "CC BY-NC 
 # %% ../nbs/11_cards.ipynb #cell-023
 _card("paws", "paraphrase", PARAPHRASE, "accuracy", "en", "Zhang et al. 2019, PAWS", "may be freely used for any purpose",
       {"train": "English training data for pawsx", "dev": "PAWS-Wiki development", "test": "PAWS-Wiki test"},
-      "PAWS-X's dev and test are made from PAWS-Wiki's dev: never train on that.", hub="google-research-datasets/paws")  # fmt: skip
+      "PAWS-X's dev and test are made from PAWS-Wiki's dev: never train on that.", "a few rows repeat.", hub="google-research-datasets/paws")  # fmt: skip
 _card("qqp", "paraphrase", PARAPHRASE, "accuracy", "en", "Quora 2017; Wang et al. 2019, GLUE", "Quora's terms, non-commercial",
       {"train": "intermediate task", "dev": "its development set"},
-      "questions repeat over rows: rows are not independent.", "63 % of GLUE's rows are label 0.", hub="nyu-mll/glue")  # fmt: skip
+      "questions repeat over rows: rows are not independent, and development rows share a sentence with training.",
+      "copies went through a CSV writer: doubled quotation marks are read as they stand.", "63 % of GLUE's rows are label 0.", hub="nyu-mll/glue")  # fmt: skip
 _card("sst2", "sentence", ("0", "1"), "accuracy", "en", "Socher et al. 2013, SST; Wang et al. 2019, GLUE", "not stated (research)",
       {"train": "67,349 phrases", "dev": "872 sentences", "test": "1,821 sentences, hidden labels in GLUE"},
       "training rows are phrases of the same sentences: rows are not independent.", "many copies call GLUE's dev 'test': 872 rows are the dev set.",
       hub="nyu-mll/glue")  # fmt: skip
 _card("ud-english", "tagging", UPOS, "F1", "en", "Silveira et al. 2014, UD English EWT", "CC BY-SA 4.0",
       {"train": "12,544 sentences", "dev": "2,001 sentences", "test": "2,077 sentences"}, "also a part of udpos: a tagging target after this intermediate task is no transfer.",
+      "a few short sentences stand in train and dev.",
       hub="google/xtreme")  # fmt: skip
 
 # %% ../nbs/11_cards.ipynb #cell-026
