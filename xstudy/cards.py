@@ -60,7 +60,7 @@ _card("panx", "tagging", entities("PER ORG LOC"), "entity F1",
       {"train": "English, 20,000 sentences", "dev": "1,000-10,000 sentences a language", "test": "1,000-10,000 sentences a language"},
       "tags were made by machine from Wikipedia's links: silver, not gold.", "XTREME's test files have no tags.",
       "many 'sentences' are titles, lists or redirects, and the same one may stand in train and dev.", "the original files write en:word; XTREME removes the prefix.",
-      hub="google/xtreme", source="hu2020xtreme")  # fmt: skip
+      hub="unimelb-nlp/wikiann", source="hu2020xtreme")  # fmt: skip
 
 # %% ../nbs/11_cards.ipynb #cell-011
 _card("xquad", "span", (), "F1, exact match", "ar de el en es hi ro ru th tr vi zh", "Artetxe et al. 2020, XQuAD", "CC BY-SA 4.0",
@@ -156,13 +156,15 @@ _card("anli", "nli", NLI, "accuracy", "en", "Nie et al. 2020, ANLI", "CC BY-NC 4
       {"train": "rounds R1, R2 and R3, one after another", "dev": "1,000-1,200 rows a round", "test": "1,000-1,200 rows a round"},
       "rounds differ in difficulty: report them apart where it matters (the id begins with the round).", hub="facebook/anli")  # fmt: skip
 _card("cad-nli", "nli", NLI, "accuracy", "en", "Kaushik et al. 2020, counterfactually augmented NLI", "Apache-2.0 (text: SNLI, CC BY-SA 4.0)",
-      {"train": "8,330 rows", "dev": "as published", "test": "2,000 rows"}, "rows are revisions of one another: the premise is not a safe cluster.")  # fmt: skip
+      {"train": "8,330 rows", "dev": "as published", "test": "2,000 rows"}, "rows are revisions of one another: the premise is not a safe cluster.",
+      hub="tasksource/counterfactually-augmented-snli")  # fmt: skip
 _card("breaking-nli", "nli", NLI, "accuracy", "en", "Glockner et al. 2018, Breaking NLI", "CC BY-SA 4.0", {"test": "8,193 rows"},
-      "one word is replaced: a test, never training data.")  # fmt: skip
+      "one word is replaced: a test, never training data.", hub="pietrolesci/breaking_nli")  # fmt: skip
 _card("indonli", "nli", NLI, "accuracy", "id", "Mahendra et al. 2021, IndoNLI", "CC BY-SA 3.0 and 4.0, Apache-2.0, by source",
       {"train": "10,330 rows", "dev": "2,197 rows", "test": "by laymen and by experts: two sets"}, "labels are letters: e, n, c.", hub="afaji/indonli")  # fmt: skip
 _card("mnli-id", "nli", NLI, "accuracy", "id", "Mahendra et al. 2021, IndoNLI's machine-translated MNLI", "not stated (from MNLI)",
-      {"train": "10,330 rows in the small version"}, "machine translation: noise is part of the treatment.")  # fmt: skip
+      {"train": "10,330 rows in the small version"}, "machine translation: noise is part of the treatment.",
+      "the hub's copy is another translation (multilingual-NLI-26lang) than IndoNLI's.", hub="MoritzLaurer/multilingual-NLI-26lang-2mil7")  # fmt: skip
 _card("ocnli", "nli", NLI, "accuracy", "zh", "Hu et al. 2020, OCNLI", "CC BY-NC 2.0", {"train": "3,000 to 50,000 rows", "dev": "2,950 rows", "test": "hidden labels"},
       "rows with the label '-' have no majority: they are left out, as its paper does, and counted.", "training sets of 3k, 10k, 30k and 50k contain one another.",
       hub="clue/clue", undecided="-")  # fmt: skip
