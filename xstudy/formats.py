@@ -369,11 +369,12 @@ def read_qamr(path: Path) -> list:
         if x.count("\t") != 1:
             raise DataError(f"has {x.count(chr(9)) + 1} columns where an id and a sentence are expected.", beside, i + 1)
         sentences.update([x.split("\t")])
-    out = []
-    for i, x in enumerate(read_lines(path)):
+    out, lines = [], read_lines(path)
+    width = max(7, lines[0].count("\t") + 1)
+    for i, x in enumerate(lines):
         cells = x.split("\t")
-        if len(cells) < 7:
-            raise DataError(f"has {len(cells)} columns where QAMR has at least 7: restore the line.", path, i + 1)
+        if len(cells) != width:
+            raise DataError(f"has {len(cells)} columns where QAMR has {'at least 7' if i == 0 else f'{width} in line 1'}: restore the line.", path, i + 1)
         if cells[0] not in sentences:
             raise DataError(f"sentence {cells[0][:60]!r} is not in {beside.name}: both files must be of one release.", path, i + 1)
         words, at = sentences[cells[0]].split(" "), cells[6].split()
