@@ -238,7 +238,8 @@ def test_inventory_counts_and_goes_on(tmp_path):
 
 
 def test_original_distributions(tmp_path):
-    glue = "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\tsentence2_parse\tsentence1\tsentence2\tlabel1\tgold_label\n"
+    parses = "sentence1_binary_parse sentence2_binary_parse sentence1_parse sentence2_parse"
+    glue = "\t".join(f"index promptID pairID genre {parses} sentence1 sentence2 label1 gold_label".split()) + "\n"
     rows = "".join(f"{i}\t7\t7{x[0]}\tfiction\t(\t)\t(\t)\tIt rains .\tH{i}\t{x}\t{x}\n" for i, x in enumerate(NLI))
     put(tmp_path, "GLUE/MNLI/train.tsv", glue + rows)
     put(tmp_path, "GLUE/MNLI/dev_matched.tsv", glue + rows)
@@ -393,7 +394,8 @@ def test_real_inventory(data_root):
 
 
 NOTES = {  # what the folder has, in any language -> (the rest of its sentence, a word of the card's trap or of the folder's list that names it)
-    ("xnli", "dev"): {"share a sentence": "share a sentence", "repeated rows": "repeat"}, ("xnli", "test"): {"share a sentence": "share a sentence", "repeated rows": "repeat"},
+    ("xnli", "dev"): {"share a sentence": "share a sentence", "repeated rows": "repeat"},
+    ("xnli", "test"): {"share a sentence": "share a sentence", "repeated rows": "repeat"},
     ("pawsx", "dev"): {"repeated rows": "repeat", "without a translation": "'NS'", "CSV writer": "CSV writer"},
     ("pawsx", "test"): {"repeated rows": "repeat", "without a translation": "'NS'", "CSV writer": "CSV writer"},
     ("mnli", "dev"): {"share a sentence": "share a sentence"}, ("paws", "train"): {"repeated rows": "repeat"},
@@ -439,7 +441,8 @@ def test_sib200_in_a_language_without_a_record(tmp_path, tag):
 
 
 def test_real_inventory_needs_little_memory(data_root):
-    code = "import resource, sys; from xstudy.sources import FolderSource; FolderSource(sys.argv[1]).inventory(); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    code = "import resource, sys; from xstudy.sources import FolderSource; FolderSource(sys.argv[1]).inventory()"
+    code += "; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     out = subprocess.run([sys.executable, "-c", code, str(data_root)], capture_output=True, text=True, check=True).stdout
     assert int(out) * (1 if sys.platform == "darwin" else 1024) < 1e9
 

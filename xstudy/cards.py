@@ -44,7 +44,8 @@ _card("pawsx", "paraphrase", PARAPHRASE, "accuracy", "de en es fr ja ko zh", "Ya
 _card("xcopa", "choice", ("0", "1"), "accuracy", "en et ht id it qu sw ta th tr vi zh", "Ponti et al. 2020, XCOPA; Roemmele et al. 2011, COPA",
       "CC BY 4.0; COPA: BSD 2-Clause", {"train": "English COPA, 400 rows", "dev": "100 rows a language", "test": "500 rows a language"},
       "English is COPA itself; the others are translations of its dev and test.", "training on COPA alone is too little: SocialIQA comes first.",
-      "SuperGLUE's COPA test has no labels; copies fill in 0 for all, which reads like gold.", hub="cambridgeltl/xcopa", parallel="labels", source="hu2020xtreme")  # fmt: skip
+      "SuperGLUE's COPA test has no labels; copies fill in 0 for all, which reads like gold.", hub="cambridgeltl/xcopa", parallel="labels",
+      source="hu2020xtreme")  # fmt: skip
 
 # %% ../nbs/11_cards.ipynb #cell-008
 _UD = "af ar bg de el en es et eu fa fi fr he hi hu id it ja kk ko lt mr nl pl pt ro ru ta te th tl tr uk ur vi wo yo zh"
@@ -52,14 +53,16 @@ _card("udpos", "tagging", UPOS, "F1", _UD, "Nivre et al. 2020, Universal Depende
       {"train": "English", "dev": "every treebank of a language, one after another", "test": "the same; for some languages only PUD"},
       "XTREME merges several treebanks of a language: test sets of two releases are not the same.",
       "XTREME writes fused forms for multi-word tokens; CoNLL-U files give syntactic words, unless you fuse them: compare like with like.",
-      "XTREME's test files have no tags.", "a few short sentences ('Thanks .') stand in train and dev.", "PUD is parallel over languages: the sentence number is the cluster.",
+      "XTREME's test files have no tags.", "a few short sentences ('Thanks .') stand in train and dev.",
+      "PUD is parallel over languages: the sentence number is the cluster.",
       "tokens with spaces (Vietnamese, numbers) lose them in XTREME's files.", hub="google/xtreme", source="hu2020xtreme")  # fmt: skip
 _card("panx", "tagging", entities("PER ORG LOC"), "entity F1",
       "af ar az bg bn de el en es et eu fa fi fr gu he hi hu id it ja jv ka kk ko lt ml mr ms my nl pa pl pt qu ro ru sw ta te th tl tr uk ur vi yo zh",
       "Pan et al. 2017, WikiANN; split: Rahimi et al. 2019", "not stated (from Wikipedia)",
       {"train": "English, 20,000 sentences", "dev": "1,000-10,000 sentences a language", "test": "1,000-10,000 sentences a language"},
       "tags were made by machine from Wikipedia's links: silver, not gold.", "XTREME's test files have no tags.",
-      "many 'sentences' are titles, lists or redirects, and the same one may stand in train and dev.", "the original files write en:word; XTREME removes the prefix.",
+      "many 'sentences' are titles, lists or redirects, and the same one may stand in train and dev.",
+      "the original files write en:word; XTREME removes the prefix.",
       hub="unimelb-nlp/wikiann", source="hu2020xtreme")  # fmt: skip
 
 # %% ../nbs/11_cards.ipynb #cell-011
@@ -80,7 +83,8 @@ _card("tydiqa", "span", (), "F1, exact match", "ar bn en fi id ko ru sw te", "Cl
 _card("multichecklist", "span", (), "exact match after normalisation",
       "af ar az bg bn de el en es et eu fa fi fr gu ha he hi ht hu id it ja jv ka kk ko lt ml mr ms my nl pa pl pt qu ru sw ta te th tl tr uk ur vi wo yo zh",
       "Ruder et al. 2021, XTREME-R; Ribeiro et al. 2020, CheckList", "Apache-2.0", {"test": "made from templates in 50 languages, by seed"},
-      "templates, not text: rows of one template are one cluster.", "languages differ in what agrees with what: an example whose answer is not in its context is not made.",
+      "templates, not text: rows of one template are one cluster.",
+      "languages differ in what agrees with what: an example whose answer is not in its context is not made.",
       "XTREME-R draws other fillers: numbers are not comparable with its table.")  # fmt: skip
 
 # %% ../nbs/11_cards.ipynb #cell-014
@@ -95,9 +99,11 @@ _card("bucc", "retrieval", (), "F1", "de fr ru zh", "Zweigenbaum et al. 2018, BU
       "XTREME deletes the gold of the test set.", "dropped from XTREME-R.", hub="google/xtreme", source="hu2020xtreme")  # fmt: skip
 _card("lareqa", "retrieval", (), "mAP@20", "ar de el en es hi ru th tr vi zh", "Roy et al. 2020, LAReQA (XQuAD-R)", "CC BY-SA 4.0",
       {"test": "240 paragraphs; a question has one right sentence in each of the eleven languages"},
-      "a candidate is a sentence with its paragraph.", "the paragraphs are XQuAD's.", "an encoder that puts languages apart ranks all of one language first: look at the languages of what it found.",
+      "a candidate is a sentence with its paragraph.", "the paragraphs are XQuAD's.",
+      "an encoder that puts languages apart ranks all of one language first: look at the languages of what it found.",
       parallel="items", source="hu2020xtreme")  # fmt: skip
-_card("mewslix", "retrieval", (), "mAP@20", "ar de en es fa ja pl ro ta tr uk", "Ruder et al. 2021, XTREME-R (Mewsli-X)", "code Apache-2.0; text CC BY-SA 3.0 and CC BY 2.5",
+_card("mewslix", "retrieval", (), "mAP@20", "ar de en es fa ja pl ro ta tr uk", "Ruder et al. 2021, XTREME-R (Mewsli-X)",
+      "code Apache-2.0; text CC BY-SA 3.0 and CC BY 2.5",
       {"dev": "2,991 mentions", "test": "about 15,000 mentions", "train": "English Wikipedia pairs"},
       "the 2022 release is not the one of the paper: numbers are not comparable.", "the released mentions have no text until their script fills it in.",
       "one million entities are the candidates, each described in one language, at random.")  # fmt: skip
@@ -121,19 +127,24 @@ _SHORT = ("am ar ary bg bm bn bug de ee el en et eu fi fon fr ha he hi hu id it 
 FLORES = {code_of(tag, tuple(_SHORT.split())) or tag: tag for tag in _SIB.split()}  # our code -> FLORES-200's tag
 
 # %% ../nbs/11_cards.ipynb #cell-019
-_card("americasnli", "nli", NLI, "accuracy", "aym bzd cni gn hch nah oto quy shp tar", "Ebrahimi et al. 2022, AmericasNLI", "not stated (from XNLI: CC BY-NC 4.0)",
+_card("americasnli", "nli", NLI, "accuracy", "aym bzd cni gn hch nah oto quy shp tar", "Ebrahimi et al. 2022, AmericasNLI",
+      "not stated (from XNLI: CC BY-NC 4.0)",
       {"dev": "translated from XNLI's Spanish dev", "test": "translated from XNLI's Spanish test"},
-      "made from XNLI's dev and test: whoever trains on XNLI dev has seen these in Spanish.", "languages lack different rows, and rows have no ids: not aligned.",
+      "made from XNLI's dev and test: whoever trains on XNLI dev has seen these in Spanish.",
+      "languages lack different rows, and rows have no ids: not aligned.",
       "none of the ten is in XLM-R's pre-training data.", "a few rows have no premise or no hypothesis (nah): they are left out, and counted.",
       hub="nala-cub/americas_nli", gaps=True)  # fmt: skip
 _card("sib200", "sentence", ("entertainment", "geography", "health", "politics", "science/technology", "sports", "travel"), "accuracy", " ".join(FLORES),
       "Adelani et al. 2024, SIB-200", "CC BY-SA 4.0 (text: FLORES-200)", {"train": "701 sentences a language", "dev": "99", "test": "204"},
-      "one sentence in 205 languages: split by index_id, never by language.", "FLORES is an evaluation set of translation: keep it out of parallel training text.",
+      "one sentence in 205 languages: split by index_id, never by language.",
+      "FLORES is an evaluation set of translation: keep it out of parallel training text.",
       hub="Davlan/sib200", parallel="labels")  # fmt: skip
 _card("nusax", "sentence", SENTIMENT, "macro F1", "ace ban bbc bjn bug en id jv mad min nij su", "Winata et al. 2023, NusaX", "CC BY-SA 4.0",
       {"train": "500 sentences a language", "dev": "100", "test": "400"}, "one sentence in 12 languages: split by id.",
-      "translated from Indonesian reviews.", "two sentences may have one translation, in two splits.", hub="indonlp/NusaX-senti", parallel="labels")  # fmt: skip
-_card("afrisenti", "sentence", SENTIMENT, "weighted F1", "am arq ary ha ig om pcm pt rw sw ti ts tw yo", "Muhammad et al. 2023, AfriSenti", "CC BY 4.0 (tweets)",
+      "translated from Indonesian reviews.", "two sentences may have one translation, in two splits.", hub="indonlp/NusaX-senti",
+      parallel="labels")  # fmt: skip
+_card("afrisenti", "sentence", SENTIMENT, "weighted F1", "am arq ary ha ig om pcm pt rw sw ti ts tw yo", "Muhammad et al. 2023, AfriSenti",
+      "CC BY 4.0 (tweets)",
       {"train": "a language", "dev": "a language", "test": "a language"}, "tweets mix languages and scripts.", "om and ti have no training set.",
       "'pt' is Mozambican Portuguese; 'tw' is Twi, not Taiwan.", "sources differ in how they mask names.",
       "test files are sorted by label: a first part of one holds one label only.", hub="shmuhammad/AfriSenti-twitter-sentiment")  # fmt: skip
@@ -161,12 +172,15 @@ _card("cad-nli", "nli", NLI, "accuracy", "en", "Kaushik et al. 2020, counterfact
 _card("breaking-nli", "nli", NLI, "accuracy", "en", "Glockner et al. 2018, Breaking NLI", "CC BY-SA 4.0", {"test": "8,193 rows"},
       "one word is replaced: a test, never training data.", hub="pietrolesci/breaking_nli")  # fmt: skip
 _card("indonli", "nli", NLI, "accuracy", "id", "Mahendra et al. 2021, IndoNLI", "CC BY-SA 3.0 and 4.0, Apache-2.0, by source",
-      {"train": "10,330 rows", "dev": "2,197 rows", "test": "by laymen and by experts: two sets"}, "labels are letters: e, n, c.", hub="afaji/indonli")  # fmt: skip
+      {"train": "10,330 rows", "dev": "2,197 rows", "test": "by laymen and by experts: two sets"}, "labels are letters: e, n, c.",
+      hub="afaji/indonli")  # fmt: skip
 _card("mnli-id", "nli", NLI, "accuracy", "id", "Mahendra et al. 2021, IndoNLI's machine-translated MNLI", "not stated (from MNLI)",
       {"train": "10,330 rows in the small version"}, "machine translation: noise is part of the treatment.",
       "the hub's copy is another translation (multilingual-NLI-26lang) than IndoNLI's.", hub="MoritzLaurer/multilingual-NLI-26lang-2mil7")  # fmt: skip
-_card("ocnli", "nli", NLI, "accuracy", "zh", "Hu et al. 2020, OCNLI", "CC BY-NC 2.0", {"train": "3,000 to 50,000 rows", "dev": "2,950 rows", "test": "hidden labels"},
-      "rows with the label '-' have no majority: they are left out, as its paper does, and counted.", "training sets of 3k, 10k, 30k and 50k contain one another.",
+_card("ocnli", "nli", NLI, "accuracy", "zh", "Hu et al. 2020, OCNLI", "CC BY-NC 2.0",
+      {"train": "3,000 to 50,000 rows", "dev": "2,950 rows", "test": "hidden labels"},
+      "rows with the label '-' have no majority: they are left out, as its paper does, and counted.",
+      "training sets of 3k, 10k, 30k and 50k contain one another.",
       hub="clue/clue", undecided="-")  # fmt: skip
 
 # %% ../nbs/11_cards.ipynb #cell-023
@@ -182,7 +196,8 @@ _card("sst2", "sentence", ("0", "1"), "accuracy", "en", "Socher et al. 2013, SST
       "training rows are phrases of the same sentences: rows are not independent.", "many copies call GLUE's dev 'test': 872 rows are the dev set.",
       hub="nyu-mll/glue")  # fmt: skip
 _card("ud-english", "tagging", UPOS, "F1", "en", "Silveira et al. 2014, UD English EWT", "CC BY-SA 4.0",
-      {"train": "12,544 sentences", "dev": "2,001 sentences", "test": "2,077 sentences"}, "also a part of udpos: a tagging target after this intermediate task is no transfer.",
+      {"train": "12,544 sentences", "dev": "2,001 sentences", "test": "2,077 sentences"},
+      "also a part of udpos: a tagging target after this intermediate task is no transfer.",
       "a few short sentences stand in train and dev.",
       hub="google/xtreme")  # fmt: skip
 
@@ -191,7 +206,8 @@ _card("hellaswag", "choice", ("0", "1", "2", "3"), "accuracy", "en", "Zellers et
       {"train": "39,905 rows", "dev": "10,042 rows", "test": "hidden labels"}, "wrong endings were chosen against BERT: easy for later models.",
       "WikiHow's texts are long and cut into steps.", hub="Rowan/hellaswag")  # fmt: skip
 _card("commonsenseqa", "choice", ("0", "1", "2", "3", "4"), "accuracy", "en", "Talmor et al. 2019, CommonsenseQA", "MIT",
-      {"train": "9,741 rows", "dev": "1,221 rows", "test": "hidden labels"}, "the random split, not the question-token split.", hub="tau/commonsense_qa")  # fmt: skip
+      {"train": "9,741 rows", "dev": "1,221 rows", "test": "hidden labels"}, "the random split, not the question-token split.",
+      hub="tau/commonsense_qa")  # fmt: skip
 _card("cosmosqa", "choice", ("0", "1", "2", "3"), "accuracy", "en", "Huang et al. 2019, CosmosQA", "CC BY 4.0 by its paper; no licence in its repository",
       {"train": "25,262 rows", "dev": "2,985 rows", "test": "hidden labels"}, "several questions share a context: cluster by it.",
       "'None of the above' is an answer, and often the right one.", hub="allenai/cosmos_qa")  # fmt: skip
@@ -218,6 +234,7 @@ for _name, _family, _labels, _metric in (
     ("lab-nli", "nli", NLI, "accuracy"), ("lab-paws", "paraphrase", PARAPHRASE, "accuracy"), ("lab-qqp", "paraphrase", PARAPHRASE, "accuracy"),
     ("lab-copa", "choice", ("0", "1"), "accuracy"), ("lab-swag", "choice", ("0", "1", "2", "3"), "accuracy"),
     ("lab-pos", "tagging", UPOS, "F1"), ("lab-ner", "tagging", entities("PER ORG LOC"), "entity F1"), ("lab-qa", "span", (), "F1, exact match"),
-    ("lab-retrieval", "retrieval", (), "accuracy"), ("lab-sentiment", "sentence", ("negative", "positive"), "accuracy"), ("lab-topic", "sentence", _TOPICS, "accuracy"),
+    ("lab-retrieval", "retrieval", (), "accuracy"), ("lab-sentiment", "sentence", ("negative", "positive"), "accuracy"),
+    ("lab-topic", "sentence", _TOPICS, "accuracy"),
 ):  # fmt: skip
     register(Task(_name, _family, _labels, _metric, LANGUAGES, "", "Apache-2.0 (generated here)", _LAB, _LAB_TRAPS, parallel="labels"))

@@ -57,7 +57,8 @@ LAYOUTS = {
 
 # %% ../nbs/12_files.ipynb #cell-008
 _PAIRS = (".jsonl", ".json", ".tsv")
-_PAIR = {"snli": ("snli", "snli10"), "cad-nli": ("cadnli",), "mnli-id": ("mnliid", "mnlimtid", "translatetrainsmall"), "ocnli": ("ocnli",), "americasnli": ("americasnli",)}
+_PAIR = {"snli": ("snli", "snli10"), "cad-nli": ("cadnli",), "mnli-id": ("mnliid", "mnlimtid", "translatetrainsmall"), "ocnli": ("ocnli",),
+         "americasnli": ("americasnli",)}
 LAYOUTS |= {name: Layout(names, formats.read_pairs, _PAIRS) for name, names in _PAIR.items()} | {
     "anli": Layout(("anli", "anliv10", "anliv1"), formats.read_pairs, _PAIRS, merge=True),
     "indonli": Layout(("indonli",), formats.read_pairs, _PAIRS, merge=True),

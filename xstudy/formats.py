@@ -123,7 +123,8 @@ def choice_fields(r: dict) -> tuple:  # key, cluster, fields
         options = [words_of(r, f"choice{i}") for i in (1, 2)]
     elif "answerA" in r:
         options, letter = [words_of(r, f"answer{x}") for x in "ABC"], label_of(r, "correct")
-        label = str("ABC".index(letter)) if letter and letter in "ABC" else letter if letter else label and str(int(label) - 1) if label in ("1", "2", "3") else label
+        label = str("ABC".index(letter)) if letter and letter in "ABC" else letter if letter else label and str(int(label) - 1) if label in ("1", "2",
+            "3") else label
     elif "answer0" in r:
         options = [words_of(r, f"answer{i}") for i in range(4)]
     elif "endings" in r and isinstance(r["endings"], list):
@@ -147,7 +148,8 @@ def _commonsense(r: dict) -> tuple:
         raise DataError("the record has no choices: restore it.")
     letters, gold = [c["label"] for c in choices], label_of(r, "answerKey")
     label = str(letters.index(gold)) if gold in letters else gold
-    return words_of(r, "id", optional=True), "", dict(context="", question=words_of(inner, "stem"), choices=tuple(words_of(c, "text") for c in choices), label=label)
+    return words_of(r, "id", optional=True), "", dict(context="", question=words_of(inner, "stem"),
+                                                      choices=tuple(words_of(c, "text") for c in choices), label=label)
 
 
 def sentence_fields(r: dict) -> tuple:  # key, cluster, fields
@@ -295,7 +297,8 @@ def span_fields(r: dict, context: str | None = None) -> tuple:  # key, cluster, 
         known = bool(answers) or r.get("is_impossible") is True
     if r.get("is_impossible") is True:
         answers = []
-    if not isinstance(answers, list) or any(not isinstance(a, dict) or not isinstance(a.get("text"), str) or not isinstance(a.get("answer_start"), int) for a in answers):
+    if not isinstance(answers, list) or any(not isinstance(a, dict) or not isinstance(a.get("text"), str) or not isinstance(a.get("answer_start"),
+        int) for a in answers):
         raise DataError(f"question {r.get('id', '')!r:.60} has answers without 'text' and 'answer_start': restore it.")
     if not known or (answers and not any(a["text"] for a in answers)):
         answers = None

@@ -66,11 +66,15 @@ HUB = {
     "mnli": Repository("mnli", pair_fields, {"train": "train", "dev": "validation_matched"},
                        "nyu-mll/glue/tree/a3f3ab759b9d7018046ce361f115ef38276d2e1e/mnli"),
     "snli": Repository("plain_text", pair_fields, _TDV, "stanfordnlp/snli/tree/main/plain_text"),
-    "anli": Repository("plain_text", pair_fields, {s: [f"{s}_r{i}" for i in (1, 2, 3)] for s in ("train", "dev", "test")}, "facebook/anli/tree/main/plain_text"),
+    "anli": Repository("plain_text", pair_fields, {s: [f"{s}_r{i}" for i in (1, 2, 3)] for s in ("train", "dev", "test")},
+                       "facebook/anli/tree/main/plain_text"),
     "ocnli": Repository("ocnli", pair_fields, _TD, "clue/clue/tree/refs/convert/parquet/cmrc2018/validation (its neighbour)"),
-    "americasnli": Repository("{code}", pair_fields, {"dev": "validation", "test": "test"}, "nala-cub/americas_nli/commits/1ee58471ac128b332ad45bada5f542d2a9cefcf6/shp"),
-    "indonli": Repository("indonli", pair_fields, {"train": "train", "dev": "validation", "test": ["test_lay", "test_expert"]}, "afaji/indonli/tree/main", revision=PARQUET),
-    "mnli-id": Repository("default", pair_fields, {"train": "id_mnli"}, "MoritzLaurer/multilingual-NLI-26lang-2mil7/tree/b5e0104774f038e15670c845deb97641aa0a95a8",
+    "americasnli": Repository("{code}", pair_fields, {"dev": "validation", "test": "test"},
+                              "nala-cub/americas_nli/commits/1ee58471ac128b332ad45bada5f542d2a9cefcf6/shp"),
+    "indonli": Repository("indonli", pair_fields, {"train": "train", "dev": "validation", "test": ["test_lay", "test_expert"]},
+                          "afaji/indonli/tree/main", revision=PARQUET),
+    "mnli-id": Repository("default", pair_fields, {"train": "id_mnli"},
+                          "MoritzLaurer/multilingual-NLI-26lang-2mil7/tree/b5e0104774f038e15670c845deb97641aa0a95a8 (labels from memory)",
                           labels=("entailment", "neutral", "contradiction")),
     "breaking-nli": Repository("default", pair_fields, {"test": "full"}, "pietrolesci/breaking_nli/tree/main/data"),
     "cad-nli": Repository("default", pair_fields, _TDV, "tasksource/counterfactually-augmented-snli/commits/refs/convert/parquet", revision=PARQUET),
@@ -96,7 +100,8 @@ HUB |= {
 HUB |= {
     "squad": Repository("plain_text", span_fields, _TD, "from memory"),
     "squad-v2": Repository("squad_v2", span_fields, _TD, "rajpurkar/squad_v2/tree/80596c4f2b9ffcd716039dfc7e564c4e491802ec"),
-    "xquad": Repository("xquad.{code}", span_fields, {"test": "validation"}, "google/xquad/commits/f0596eb2f10d2df72eb99c6484b7440478c10e6f/xquad.ar/validation"),
+    "xquad": Repository("xquad.{code}", span_fields, {"test": "validation"},
+                        "google/xquad/commits/f0596eb2f10d2df72eb99c6484b7440478c10e6f/xquad.ar/validation"),
     "mlqa": Repository("MLQA.{code}.{code}", span_fields, {"dev": "validation", "test": "test"}, "from memory (google/xtreme itself was seen)"),
     "tydiqa": Repository("secondary_task", span_fields, _TD, "google-research-datasets/tydiqa/commit/da78f23f9119363459acbaf46bf89426ff26c259"),
     "tatoeba": Repository("tatoeba.{iso3}", mined_fields, {"test": "validation"}, _XTREME + "5d0e5de8d9e0965c282782cb3a6a349dfe45c55d",
@@ -104,7 +109,8 @@ HUB |= {
     "bucc": Repository("bucc18.{code}", mined_fields, {"dev": "validation", "test": "test"}, "from memory (google/xtreme itself was seen)"),
     "sib200": Repository("{flores}", sentence_fields, _TDV, "Davlan/sib200/tree/refs/convert/parquet/cat_Latn/test", revision=PARQUET),
     "nusax": Repository("{iso3}", sentence_fields, _TDV, "indonlp/NusaX-senti/tree/3b8d1b36b51a8ebcea0a6bec5872b0c3cb1581d6/ace", revision=PARQUET),
-    "afrisenti": Repository("{iso3}", sentence_fields, _TDV, "shmuhammad/AfriSenti-twitter-sentiment/tree/e96723cccd5e623750628ad798b8d3e06b553402/twi", revision=PARQUET),
+    "afrisenti": Repository("{iso3}", sentence_fields, _TDV,
+                             "shmuhammad/AfriSenti-twitter-sentiment/tree/e96723cccd5e623750628ad798b8d3e06b553402/twi", revision=PARQUET),
 }  # fmt: skip
 NO_REPOSITORY = {
     "lareqa": "google-research-datasets/xquad_r has no sentence breaks, so there is nothing to retrieve",
@@ -179,7 +185,8 @@ class HubSplits:
             return datasets.load_dataset(card.hub, split=split, cache_dir=self.cache, **where)
         except Exception as e:  # the client raises whatever its layers raise
             said = " ".join(str(e).split())[:200] or type(e).__name__
-            raise DataError(f"cannot be loaded ({said}): check the network, HF_ENDPOINT, and that the repository still has it.", f"{card.hub} ({config}, {split})") from None
+            raise DataError(f"cannot be loaded ({said}): check the network, HF_ENDPOINT, and that the repository still has it.",
+                            f"{card.hub} ({config}, {split})") from None
 
     def split(self, name: str, split: str, language: str) -> Split:
         "Everything of one split in one language, unchecked."

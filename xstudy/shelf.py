@@ -215,7 +215,8 @@ def _example(card: Task, split: str, language: str, key: str, group: str, fields
     if card.family == "retrieval":
         fields = fields | {"relevant": tuple(of + _local(card, language, p) for p in fields["relevant"] or ())}
     answer = _ANSWER[card.family]
-    fields = fields | ({answer: _BLANK[answer]} if fields[answer] is None else {}) | ({"starts": ()} if card.family == "span" and fields["starts"] is None else {})
+    fields = fields | ({answer: _BLANK[answer]} if fields[answer] is None else {})
+    fields |= {"starts": ()} if card.family == "span" and fields["starts"] is None else {}
     return card.schema(id=of + key, group=of + group, language=language, task=card.name, split=split, **fields)
 
 
@@ -274,10 +275,12 @@ def split_faults(
     "What is wrong with the examples of a split, in their order."
     seen = {}
     if card.family == "choice" and (same := placeholder(s)):
-        yield 0, "split whose labels are all alike", f"every label of {len(s.examples)} rows is {same!r}: a placeholder for removed gold, add the original file."
+        why = f"every label of {len(s.examples)} rows is {same!r}: a placeholder for removed gold, add the original file."
+        yield 0, "split whose labels are all alike", why
     for i, x in enumerate(s.examples):
         if not s.gold[i]:
-            yield i, f"without {_GOLD[_ANSWER[card.family]]}", f"has no {_GOLD[_ANSWER[card.family]]} here (XTREME removes them from test files): add the original file."
+            gold = _GOLD[_ANSWER[card.family]]
+            yield i, f"without {gold}", f"has no {gold} here (XTREME removes them from test files): add the original file."
         elif found := fault(x, card):
             yield i, *found
         if x.id in seen:
