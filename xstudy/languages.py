@@ -136,7 +136,7 @@ def code_of(
     known = CODES.get(tag.replace("_", " "))
     if not known and (m := regex.fullmatch(r"([a-z]{2,3})[-_]([A-Z]{2}|[A-Z][a-z]{3})", word.strip())):
         known = exact.get(m[1]) if m[1] in exact else CODES.get(m[1])
-        if len(m[2]) == 4 and known in CODES and m[2].replace("Hang", "Kore") not in RECORDS[CODES[known]].scripts:
+        if len(m[2]) == 4 and known in CODES and m[2].replace("Hang", "Kore") != RECORDS[CODES[known]].scripts[0]:
             return ""
     same = CODES.get(known or "")
     return next((x for x in among or RECORDS if x == known or same and CODES.get(x) == same), "")
