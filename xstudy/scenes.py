@@ -153,9 +153,9 @@ GRAMMAR = {  # language -> blank, order, order of a question, full stop, questio
     "zh": ("", ("S T V P X O", "T S V P X O"), ("S T V P X O", "T S V P X O"), "。", "？"),
 }
 WHERE = {  # language -> the question word W and its place in a where-question
-    "ar": ("أين", "W V S X O"), "bg": ("къде", "W V S X O"), "de": ("wo", "W V S O X"), "el": ("πού", "W V S X O"), "en": ("where does", "W S V X O"),
-    "es": ("dónde", "¿W V S X O"), "fr": ("où est-ce que", "W S V X O"), "hi": ("कहाँ", "S O W V X"), "ru": ("где", "W S V X O"), "sw": ("wapi", "S V X O W"),
-    "th": ("ที่ไหน", "S V O X W"), "tr": ("nerede", "S O W V X"), "ur": ("کہاں", "S O W V X"), "vi": ("ở đâu", "S V X O W"), "zh": ("在哪里", "S V W X O"),
+    "ar": ("أين", "W V S X O"), "bg": ("къде", "W S V X O"), "de": ("wo", "W V S O X"), "el": ("πού", "W V S X O"), "en": ("where does", "W S V X O"),
+    "es": ("dónde", "¿W V S X O"), "fr": ("où est-ce que", "W S V X O"), "hi": ("कहाँ", "S W O V X"), "ru": ("где", "W S V X O"), "sw": ("wapi", "S V X O W"),
+    "th": ("ที่ไหน", "S V O X W"), "tr": ("nerede", "S O W V X"), "ur": ("کہاں", "S W O V X"), "vi": ("ở đâu", "S V X O W"), "zh": ("在哪里", "S V W X O"),
 }  # fmt: skip
 assert tuple(GRAMMAR) == tuple(WHERE) == LANGUAGES
 _UNCASED = {"ar", "hi", "th", "ur", "zh"}
