@@ -6,8 +6,10 @@ import re
 import subprocess
 import sys
 import unicodedata
+from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from lexicons import OMW, against_muse, against_omw, ours, wordnets
 
@@ -15,7 +17,7 @@ from xstudy.core import SettingsError
 from xstudy.lab import LabSettings, LabSource, disguise, lab_lexicon, tiers
 from xstudy.labtasks import WIDE
 from xstudy.languages import lower
-from xstudy.parser import parse, preserved, regold
+from xstudy.parser import Reading, parse, preserved, regold
 from xstudy.perturb import apply_edits, perturbation, sample
 from xstudy.scenes import LEXICON, SPLITS, Scene, concepts, draw, read_lexicon, say, split_of, world
 from xstudy.tasks import LANGUAGES, Choice, Pair, Span, Tagged
@@ -194,20 +196,81 @@ def test_there_and_back(code):
 
 def test_gold_is_recomputed_from_words(source):
     for code in LANGUAGES:
-        for task in PAIRS:
+        for task in (*PAIRS, "lab-copa", "lab-swag", "lab-sentiment", "lab-topic"):
             assert all(regold(p) == p.label for p in source.load(task, "dev", code)), (task, code)
+        assert all((regold(x),) == x.answers for x in source.load("lab-qa", "dev", code)), code
 
 
-def test_planted_flips_and_real_word_typos_are_caught(source):
-    w = world("wide")
+def test_planted_flips_are_caught(source):
     for code in LANGUAGES:
         for p, (a, others) in zip(source.load("lab-nli", "test", code)[::3], source.items("lab-nli", "test")):
             label, b = next(iter(others.items()))
             if label != "neutral" and not a.negated:
                 assert preserved(replace(p, text_b=say(b._replace(negated=not b.negated, number=""), code))) == "changed"
-    assert parse("Doktor elmayı arıyor.", "tr") != parse("Doktor elmayı alıyor.", "tr") and w
-    flips = [("ru", "Мальчик моет машину.", "Мальчик моет машины."), ("es", "La chica cierra la caja.", "La chica cierra la cara.")]
-    assert all(parse(a, c).scene and parse(b, c) in (None, parse(a, c)._replace(repaired=True)) for c, a, b in flips)
+
+
+def test_real_word_typos_are_caught():
+    "Two sentences one letter apart that mean different things: each is read as what it says, and a label that held for one is changed by the other."
+    w, seen = world("wide"), {}
+    for code in LANGUAGES:
+        by = {}
+        for verb in w.verbs:
+            for thing in [c for c in w.takes[verb] if c != "teacher"][:12] or [""]:
+                if "teacher" in w.subjects[verb]:
+                    s = Scene("teacher", verb, thing)
+                    text = say(s, code)
+                    for i in range(len(text)):
+                        by.setdefault((text[:i], text[i + 1 :]), []).append((text, s))
+        pairs = {(a, b) for group in by.values() for a in group for b in group if a[0] != b[0] and a[1][1:3] != b[1][1:3]}
+        for (text, s), (other, o) in sorted(pairs)[:20]:
+            assert parse(text, code) == Reading(s, False) and parse(other, code) == Reading(o, False), (code, text, other)
+            p = Pair("x", "x", code, text, text, "entailment", "lab-nli", "test")
+            assert preserved(p) == "kept" and preserved(replace(p, text_b=other)) != "kept", (code, text, other)
+        seen[code] = len(pairs) // 2
+    print(seen)
+    assert sum(n > 0 for n in seen.values()) >= 5
+
+
+def test_planted_flips_of_the_other_families_are_caught(source):
+    "The negation planted in the sentence that carries the gold, or the first person exchanged for the one of the answer."
+    for code in LANGUAGES:
+        items = source.items("lab-sentiment", "test")
+        for x, item in zip(source.load("lab-sentiment", "test", code)[:20], items):
+            told = [s._replace(negated=not s.negated, number="") if i else s for i, s in enumerate(item.scenes)]
+            flipped = replace(x, text=("" if code == "zh" else " ").join(say(s, code) for s in told))
+            assert preserved(x) == "kept" and preserved(flipped) == "changed", (code, flipped)
+        for x in source.load("lab-copa", "test", code)[:20]:
+            assert preserved(x) == "kept" and preserved(replace(x, choices=x.choices[::-1])) == "changed"
+        for x in source.load("lab-swag", "test", code)[:20]:
+            assert preserved(x) == "kept" and preserved(replace(x, choices=(*x.choices[1:], x.choices[0]))) == "changed"
+        for x, item in zip(source.load("lab-qa", "test", code)[:20], source.items("lab-qa", "test")):
+            flipped = [s._replace(negated=True, number="") if i == item.answer else s for i, s in enumerate(item.context)]
+            assert preserved(x) == "kept" and preserved(replace(x, context=("" if code == "zh" else " ").join(say(s, code) for s in flipped))) != "kept"
+
+
+def test_code_mixed_sentences_are_read(source):
+    "Most code-mixed pairs are read, and every one that is read keeps its label; a mixed word of another meaning does not."
+    how = perturbation("codemix", source=source)
+    for code in LANGUAGES:
+        count = Counter()
+        for i, p in enumerate(source.load("lab-nli", "test", code)[:40]):
+            a, b = apply_edits(p.texts, sample(p.texts, code, how, how.budget, np.random.default_rng(i)))
+            count[preserved(replace(p, text_a=a, text_b=b))] += 1
+        print(code, dict(count))
+        assert count["changed"] == 0 and count["unreadable"] <= 4, code
+    p = Pair("x", "x", "de", "Der Junge öffnet die Tür.", "Der Junge opens die Tür.", "entailment", "lab-nli", "test")
+    assert preserved(p) == "kept" and preserved(replace(p, text_b="Der Junge closes die Tür.")) == "changed" and preserved(replace(p, text_b="Der Junge does not open die Tür.")) != "kept"
+    thai = replace(p, language="th", text_a=say(Scene("boy", "open", "door"), "th"), text_b="เด็กผู้ชายopensthe door")
+    assert preserved(thai) == "kept" and preserved(replace(thai, text_b="เด็กผู้ชายclosesthe door")) == "changed"
+
+
+def test_thai_is_read_through_typos():
+    "Misspelt here and there, as a reader would; a letter that takes the negation away is not repaired."
+    plain, says = "เด็กผู้หญิงช่วยผู้ใหญ่ในตอนเย็น", Scene("girl", "help", "adult", time="evening")
+    assert parse(plain, "th") == Reading(says, False)
+    for typo in ("เด็กผู้หญิงช่ยผู้ใหญ่ในตอนเย็น", "เด็กผู้หญิงช่วยผู้ใใหญ่ในตอนเยน็", "เด็กผู้หญญิงช่วยผู้ใหญ่ในนตอนเย็น"):
+        assert parse(typo, "th") == Reading(says, True), typo
+    assert parse(plain.replace("ช่วย", "ไม่ช่วย"), "th").scene.negated and not parse("กขคงจฉชซ", "th")
 
 
 @pytest.mark.parametrize("code", LANGUAGES)
@@ -215,8 +278,8 @@ def test_typos_are_measured(code):
     "What the typo attack does to labels is counted, not assumed: most edits are read through, and what is 'kept' is kept."
     source, how, count = LabSource(SMALL), perturbation("typo"), {"kept": 0, "changed": 0, "unreadable": 0}
     for i, p in enumerate(source.load("lab-nli", "test", code)[:40]):
-        edits = sample(p.texts, code, how, how.budget, __import__("numpy").random.default_rng(i))
+        edits = sample(p.texts, code, how, how.budget, np.random.default_rng(i))
         a, b = apply_edits(p.texts, edits)
         count[preserved(replace(p, text_a=a, text_b=b))] += 1
     print(code, count)
-    assert count["kept"] >= 20 and count["changed"] <= 6
+    assert count["kept"] >= (28 if code == "zh" else 34) and count["changed"] <= 4

@@ -320,7 +320,7 @@ def glossary(code: str, into: str) -> tuple:  # pattern, {phrase: phrases of `co
             if key[2] == "word" and code in ("bg", "el"):  # their adjectives hold the article
                 out["the " + s] |= mine.get(key, set())
     found = sorted((s for s, of in out.items() if of), key=lambda s: (-len(s), s))
-    edge = r"(?<![^\W\d_])({})(?![^\W\d_])" if code not in _DENSE else "(?<![A-Za-z])({})(?![A-Za-z])"
+    edge = r"(?<![^\W\d_])({})(?![^\W\d_])" if code not in _DENSE else "({})"  # two of them may follow each other without a blank
     return re.compile(edge.format("|".join(map(re.escape, found))), re.IGNORECASE), dict(out)
 
 
@@ -377,7 +377,7 @@ def parse_question(text: str, code: str) -> Scene | None:
 
 def parse_text(text: str, code: str) -> tuple | None:  # of (sentence, `Scene`)
     "The sentences of a text one by one; None where one is not read."
-    ends = " " if code == "th" else r"(?<=[.?;؟۔।。？])\s*"
+    ends = "(?<![A-Za-z]) | (?![A-Za-z])" if code == "th" else r"(?<=[.?;؟۔।。？])\s*"
     told = [(s, parse(s, code)) for s in re.split(ends, text) if s]
     return None if not told or any(x is None for _, x in told) else tuple((s, x.scene) for s, x in told)
 
