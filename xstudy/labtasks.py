@@ -327,7 +327,7 @@ def qa(w: World, r: random.Random, split: str) -> Asked:
         if answers_of(w, tuple(context), question) == [at]:
             return Asked(tuple(context), question, at)
 
-
+# %% ../nbs/13_lab_tasks.ipynb #cell-027
 def asked(question: Scene, code: str) -> str:
     "A who-question or a where-question as a sentence."
     return surface(code).say(question) if question.agent == "who" else surface(code).ask_where(question)
@@ -344,7 +344,7 @@ def located(s: Scene, letter: str, code: str) -> tuple:  # text, start
         at += len(before + slots[c] + behind) + len(f.blank) if slots[c] else 0
     raise DataError(f"a sentence has no slot {letter!r}.")
 
-# %% ../nbs/13_lab_tasks.ipynb #cell-029
+# %% ../nbs/13_lab_tasks.ipynb #cell-030
 POLARITY = dict.fromkeys(("love", "praise", "thank", "happy", "good", "beautiful", "tasty", "be-clean"), 1)
 POLARITY |= dict.fromkeys(("hate", "criticise", "sad", "angry", "bad", "be-dirty", "broken"), -1)
 SENTIMENT, TOPICS = task("lab-sentiment").labels, task("lab-topic").labels
@@ -388,7 +388,7 @@ def topical(w: World, r: random.Random, split: str, label: str) -> Labelled:
         if all(w.concept[s.agent] not in w.up.get(s.object, ()) for s in scenes):
             return Labelled(scenes, label)
 
-# %% ../nbs/13_lab_tasks.ipynb #cell-032
+# %% ../nbs/13_lab_tasks.ipynb #cell-033
 WIDE: dict[str, Task] = {t: task(t) for t in ("lab-copa", "lab-swag", "lab-pos", "lab-ner", "lab-qa", "lab-retrieval", "lab-sentiment", "lab-topic")}
 
 
@@ -426,7 +426,7 @@ def wide_items(task: str, split: str, rows: int, r: random.Random, held: frozens
     r.shuffle(out)
     return out
 
-# %% ../nbs/13_lab_tasks.ipynb #cell-033
+# %% ../nbs/13_lab_tasks.ipynb #cell-034
 def example(item, task: str, split: str, code: str, number: int):
     "One item as a language says it."
     w, speak, blank = world("wide"), surface(code).say, "" if code == "zh" else " "

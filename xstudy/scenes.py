@@ -246,8 +246,7 @@ class Surface:
 
     def ask_where(self, s: Scene) -> str:
         "The question where an affirmative scene takes place; its place and time are not told."
-        word, order = WHERE[self.code]
-        slots = self.slots(s) | {"W": word}
+        slots, order = self.slots(s) | {"W": WHERE[self.code][0]}, WHERE[self.code][1]
         slots["V"] = self.verb[s.verb, True, self.kind[s.agent]][1].removeprefix("does not ") if self.code == "en" else slots["V"]
         parts = [a + slots[c] + b for a, c, b in _letters(order) if slots[c]]
         text = re.sub("est-ce que (?=[aeioué])", "est-ce qu'", self.blank.join(parts), flags=re.I) if self.code == "fr" else self.blank.join(parts)
