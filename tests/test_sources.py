@@ -14,7 +14,11 @@ import pytest
 from xstudy.cards import FLORES
 from xstudy.core import DataError
 from xstudy.readers import read_json, read_lines, read_tsv
-from xstudy.sources import FolderSource, normal, read_lexicon, source
+from xstudy.files import layout_of
+from xstudy.inventory import normal
+from xstudy.shelf import joined, read_split
+from xstudy.sources import FolderSource, source
+from xstudy.texts import read_lexicon
 from xstudy.tasks import LANGUAGES, TASKS, Task, check_pairs, prediction_table, predictions, register, task
 
 NLI = ("contradiction", "entailment", "neutral")
@@ -530,15 +534,35 @@ def test_a_shared_item_is_a_leak(tmp_path):
     assert s.leaks("cad-nli") == ["1 texts of cad-nli are in more than one split"]
 
 
-def test_real_text_holds_no_evaluation_sentence(data_root):
-    s = FolderSource(data_root)
-    banned = {normal(x) for name in ("xnli", "pawsx") for split in ("dev", "test") for la in s.languages(name)
-              if (split, la) in s.found(name)[0] for p in s.load(name, split, la) for x in p.texts}  # fmt: skip
+@pytest.mark.parametrize("as_text", [(), ("tatoeba",)])
+def test_real_text_holds_no_evaluation_sentence(data_root, as_text):
+    "Neither side of any task's dev or test, compared in another way than `texts` does; and no dictionary entry trains and attacks."
+    s = FolderSource(data_root, as_text=as_text)
+    banned, tasks = set(), set()
+    for row in s.inventory():
+        if row["split"] in ("dev", "test") and row["task"] in TASKS and row["task"] not in as_text:
+            card = TASKS[row["task"]]
+            table = card.family in ("nli", "paraphrase") and layout_of(card).read is None
+            xs = zip(*(lambda t: (t.a, t.b))(joined(s, card.name, row["split"], row["language"]))) if table else (
+                x.texts for x in read_split(s, card, row["split"], row["language"]).examples)  # fmt: skip
+            banned.update(normal(" ".join(x) if card.family == "tagging" else y) for x in xs for y in ((x,) if card.family == "tagging" else x))
+            tasks.add(card.name)
+    assert len(tasks) >= 20 and len(banned) > 200_000
     text = s.text()
     assert set(text) == set(LANGUAGES) and min(map(len, text.values())) > 1000
-    assert not any(normal(x) in banned for lines in text.values() for x in lines)
-    assert not any(normal(x) in banned for row in s.parallel() for x in row.values())
+    assert not [x for lines in text.values() for x in lines if normal(x) in banned]
+    assert not [x for row in s.parallel() for x in row.values() if normal(x) in banned]
     assert all(len(r) >= 2 for r in s.parallel()) and max(len(r) for r in s.parallel()) == len(LANGUAGES)
+    for name in as_text:
+        refused(lambda: s.load(name, "test", "de"), "read as text")
+
+
+def test_real_dictionaries_train_or_attack(data_root):
+    s = FolderSource(data_root)
+    for la in ("de", "hi", "ru", "zh"):
+        entries = {p: {(e, w) for w, es in s.lexicon(la, p).items() for e in es} for p in ("all", "train", "attack")}
+        assert not {e for e, _ in entries["train"]} & {e for e, _ in entries["attack"]}
+        assert entries["train"] | entries["attack"] == entries["all"] and 0.45 < len(entries["train"]) / len(entries["all"]) < 0.55
 
 
 def test_real_lexicons(data_root):
