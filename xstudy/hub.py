@@ -43,7 +43,7 @@ def configuration(repo: Repository, language: str) -> str:
     iso3 = _CODE3.get(language, "") if repo.config.startswith("tatoeba") else ""
     return repo.config.format(code=language, iso3=iso3 or (r.iso639_3 if r else ""), name=r.name if r else "", flores=FLORES.get(language, language))
 
-# %% ../nbs/12_hub.ipynb #cell-005
+# %% ../nbs/12_hub.ipynb #cell-006
 def tag_fields(r: dict) -> tuple:
     "Words and tags: tokens with ner_tags or pos_tags, already names."
     tags = r.get("ner_tags") or r.get("pos_tags")
@@ -56,7 +56,7 @@ def mined_fields(r: dict) -> tuple:
     "A sentence and its translation, as XTREME's Tatoeba and BUCC have them on the hub."
     return "", "", dict(text=words_of(r, "source_sentence"), relevant=None, english=words_of(r, "target_sentence"))
 
-# %% ../nbs/12_hub.ipynb #cell-007
+# %% ../nbs/12_hub.ipynb #cell-008
 HUB = {
     "xnli": Repository("{code}", pair_fields, _TDV, "facebook/xnli/tree/main/all_languages", triples=True),
     "pawsx": Repository("{code}", pair_fields, _TDV, "google-research-datasets/paws-x/tree/bd262abfe7dd14d902e653e2e3b612ca05789d52"),
@@ -80,7 +80,7 @@ HUB = {
     "cad-nli": Repository("default", pair_fields, _TDV, "tasksource/counterfactually-augmented-snli/commits/refs/convert/parquet", revision=PARQUET),
 }  # fmt: skip
 
-# %% ../nbs/12_hub.ipynb #cell-008
+# %% ../nbs/12_hub.ipynb #cell-009
 _XTREME = "google/xtreme/commits/"
 HUB |= {
     "xcopa": Repository("{code}", choice_fields, {"dev": "validation", "test": "test"}, "cambridgeltl/xcopa/tree/main/tr", "et ht id it qu sw ta th tr vi zh"),
@@ -96,7 +96,7 @@ HUB |= {
                              "ha ig lg luo pcm rw sw wo yo bm bbj ee fon mos ny sn tn tw xh zu", PARQUET),
 }  # fmt: skip
 
-# %% ../nbs/12_hub.ipynb #cell-009
+# %% ../nbs/12_hub.ipynb #cell-010
 HUB |= {
     "squad": Repository("plain_text", span_fields, _TD, "from memory"),
     "squad-v2": Repository("squad_v2", span_fields, _TD, "rajpurkar/squad_v2/tree/80596c4f2b9ffcd716039dfc7e564c4e491802ec"),
@@ -119,7 +119,7 @@ NO_REPOSITORY = {
     "qamr": "biu-nlp/qamr is a loading script, which is never run",
 }  # the rest of the tasks that a folder can have
 
-# %% ../nbs/12_hub.ipynb #cell-012
+# %% ../nbs/12_hub.ipynb #cell-013
 def _named(feature, value):
     "A value with the names of its feature: class numbers become names, in lists, too."
     if hasattr(feature, "int2str"):
@@ -158,7 +158,7 @@ def _rows(data, card: Task, repo: Repository, at: str) -> tuple:
         rows.append(Row(i + 1, "" if repo.triples or card.name == "mlqa" and not key else key, cluster, fields, language))
     return rows, passages
 
-# %% ../nbs/12_hub.ipynb #cell-015
+# %% ../nbs/12_hub.ipynb #cell-016
 class HubSplits:
     "Splits of the hub, read once; raises `DataError` for a task, split or language that it does not have, and when it cannot be reached."
 
@@ -204,7 +204,7 @@ class HubSplits:
             self._splits[name, split, language] = out
         return self._splits[name, split, language]
 
-# %% ../nbs/12_hub.ipynb #cell-016
+# %% ../nbs/12_hub.ipynb #cell-017
 class HubSource(HubSplits):
     "Tasks from the hub; raises `DataError` as `HubSplits` does, and for rows that are not as they should be."
 

@@ -201,7 +201,7 @@ def _guesses(word: str, code: str) -> list:
     found = [w for w in near if one_edit(word, w)] or [w for w in near if one_edit(graphemes(word), graphemes(w))]
     return sorted(found)
 
-# %% ../nbs/13_parser.ipynb #cell-017
+# %% ../nbs/13_parser.ipynb #cell-018
 def _repaired(text: str, code: str, limit: int = 4) -> set:
     "Meanings of a sentence with blanks whose unknown words were guessed."
     known, marks = set(vocabulary(code)), ".,?؟;।۔¿"
@@ -219,7 +219,7 @@ def _repaired(text: str, code: str, limit: int = 4) -> set:
         out |= {s for s in _strict(" ".join(fixed), code) if allowed(s)}
     return out
 
-# %% ../nbs/13_parser.ipynb #cell-019
+# %% ../nbs/13_parser.ipynb #cell-020
 def _tree(strings) -> dict:
     "Letters to subtrees; '' holds the string that ends there."
     root = {}
@@ -261,7 +261,7 @@ def _nearly(code: str, slot: str, first: str, rest: str, limit: int) -> tuple:  
                 stack.append((below[here], at + 2, cost + 1))  # two letters exchanged
     return tuple((at, cost, s) for (at, s), cost in sorted(best.items()))
 
-# %% ../nbs/13_parser.ipynb #cell-020
+# %% ../nbs/13_parser.ipynb #cell-021
 def _near(order: str, text: str, at: int, code: str, left: int, found: dict):
     "All ways to fill the slots of an order from a place in the text on, with that many edits in all."
     if not order:
@@ -290,7 +290,7 @@ def _repaired_dense(text: str, code: str, limit: int = 6) -> set:
             return out
     return set()
 
-# %% ../nbs/13_parser.ipynb #cell-022
+# %% ../nbs/13_parser.ipynb #cell-023
 @lru_cache(None)
 def _pieces(code: str) -> dict:  # (concept, kind of piece) -> strings
     "Nouns, heads of nouns, adjectives, verbs by polarity, phrases: what stands for what in another language."
@@ -323,7 +323,7 @@ def glossary(code: str, into: str) -> tuple:  # pattern, {phrase: phrases of `co
     edge = r"(?<![^\W\d_])({})(?![^\W\d_])" if code not in _DENSE else "({})"  # two of them may follow each other without a blank
     return re.compile(edge.format("|".join(map(re.escape, found))), re.IGNORECASE), dict(out)
 
-# %% ../nbs/13_parser.ipynb #cell-023
+# %% ../nbs/13_parser.ipynb #cell-024
 def _unmixed(text: str, code: str) -> set:
     "Meanings of a sentence some of whose words are English, or Spanish."
     out, known = set(), set(vocabulary(code))
@@ -340,7 +340,7 @@ def _unmixed(text: str, code: str) -> set:
             out |= {s for s in _strict(mixed + text[at:], code) if allowed(s)}
     return out
 
-# %% ../nbs/13_parser.ipynb #cell-024
+# %% ../nbs/13_parser.ipynb #cell-025
 def parse(
     text: str,
     code: str,
@@ -355,7 +355,7 @@ def parse(
     found = {s._replace(fronted=False) for s in found}
     return Reading(found.pop(), True) if len(found) == 1 else None
 
-# %% ../nbs/13_parser.ipynb #cell-029
+# %% ../nbs/13_parser.ipynb #cell-030
 _WHERE = {  # question word, and what follows it where that is no order of statements
     "ar": ("أين", ""), "bg": ("къде", ""), "de": ("wo", ""), "el": ("πού", "VSXOPT"), "en": ("where does", ""), "es": ("dónde", "VSXOPT"), "fr": ("où est-ce que", ""), "hi": ("कहाँ", ""),
     "ru": ("где", ""), "sw": ("wapi", ""), "th": ("ที่ไหน", ""), "tr": ("nerede", ""), "ur": ("کہاں", ""), "vi": ("ở đâu", ""), "zh": ("在哪里", ""),
@@ -381,7 +381,7 @@ def parse_text(text: str, code: str) -> tuple | None:  # of (sentence, `Scene`)
     told = [(s, parse(s, code)) for s in re.split(ends, text) if s]
     return None if not told or any(x is None for _, x in told) else tuple((s, x.scene) for s, x in told)
 
-# %% ../nbs/13_parser.ipynb #cell-030
+# %% ../nbs/13_parser.ipynb #cell-031
 def _answer(x: Span, context: tuple) -> str | None:
     "The words that answer a question: the longest of the right sentence that mean what fills the slot."
     w, question = world("wide"), parse_question(x.question, x.language)
@@ -394,7 +394,7 @@ def _answer(x: Span, context: tuple) -> str | None:
     parts = (text[i:j] for i in range(len(text)) for j in range(i + 1, len(text) + 1))
     return max((p for p in parts if wanted in table.get(lower(p, x.language), ())), key=len, default=None)
 
-# %% ../nbs/13_parser.ipynb #cell-031
+# %% ../nbs/13_parser.ipynb #cell-032
 def regold(x: Pair | Choice | Sentence | Span) -> str | None:  # None: something is not read, or the world leaves it open
     "The label, or the answer, of an example of any family but tagging and retrieval, computed from its words; raises `DataError` for those."
     w, code = world("wide"), x.language
