@@ -123,7 +123,7 @@ _SIB = """ace_Arab ace_Latn acm_Arab acq_Arab aeb_Arab afr_Latn ajp_Arab aka_Lat
         tgk_Cyrl tgl_Latn tha_Thai tir_Ethi tpi_Latn tsn_Latn tso_Latn tuk_Latn tum_Latn tur_Latn twi_Latn tzm_Tfng uig_Arab ukr_Cyrl umb_Latn urd_Arab
         uzn_Latn vec_Latn vie_Latn war_Latn wol_Latn xho_Latn ydd_Hebr yor_Latn yue_Hant zho_Hans zho_Hant zsm_Latn zul_Latn"""
 _SHORT = ("am ar ary bg bm bn bug de ee el en et eu fi fon fr ha he hi hu id it ja ka kk ko ml mos mr my fa ny pt quy ru es sw ta te tl th tr uk ur vi "
-          "yo zh af az gu ht ig jv lt ms nl pa pl ro rw wo zu xh sn tn ts lg luo om ti ace ban bjn min su ay gn")  # fmt: skip
+          "yo zh af az gu ht ig jv lt ms nl pa pl ro rw wo zu xh sn tn ts lg luo om ti ace ban bjn min su aym gn")  # fmt: skip
 FLORES = {code_of(tag, tuple(_SHORT.split())) or tag: tag for tag in _SIB.split()}  # our code -> FLORES-200's tag
 
 # %% ../nbs/11_cards.ipynb #cell-019
