@@ -200,7 +200,7 @@ def running_text(root: Path) -> dict:
         madurese="mad",
         minangkabau="min",
         ngaju="nij",
-        sundanese="sun",
+        sundanese="su",
         toba_batak="bbc",
     )
     for name, c in nusax.items():
