@@ -206,8 +206,8 @@ def running_text(root: Path) -> dict:
     for name, c in nusax.items():
         with open(root / f"nusax/sentiment/{name}/test.csv", encoding="utf-8", newline="") as f:
             out[c] = "\n".join(row["text"] for row in csv.DictReader(f))
-    for c in ("kin", "pcm", "twi"):
-        out[c] = (root / f"afrisenti/{c}/test.tsv").read_text(encoding="utf-8")
+    for folder in ("kin", "pcm", "twi"):
+        out[canonical(folder)] = (root / f"afrisenti/{folder}/test.tsv").read_text(encoding="utf-8")
     return out
 
 
