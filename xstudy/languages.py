@@ -136,7 +136,7 @@ def code_of(
     known = CODES.get(tag.replace("_", " "))
     if not known and (m := regex.fullmatch(r"([a-z]{2,3})[-_]([A-Z]{2}|[A-Z][a-z]{3})", word.strip())):
         known = exact.get(m[1]) if m[1] in exact else CODES.get(m[1])
-        if len(m[2]) == 4 and known in CODES and m[2].replace("Hang", "Kore") not in RECORDS[CODES[known]].scripts:
+        if len(m[2]) == 4 and known in CODES and m[2].replace("Hang", "Kore") != RECORDS[CODES[known]].scripts[0]:
             return ""
     same = CODES.get(known or "")
     return next((x for x in among or RECORDS if x == known or same and CODES.get(x) == same), "")
@@ -214,7 +214,7 @@ def read_layouts(
 LAYOUTS = read_layouts()
 
 # %% ../nbs/10_languages.ipynb #cell-032
-TABLES = {"languages.tsv": "a80a4ab319216ffe", "layouts.tsv": "6c3891b29500c923"}  # first digits of SHA-256
+TABLES = {"languages.tsv": "a7c9610306ca4fb0", "layouts.tsv": "6c3891b29500c923"}  # first digits of SHA-256
 
 # %% ../nbs/10_languages.ipynb #cell-036
 @lru_cache(None)
