@@ -462,8 +462,9 @@ def step_costs(
         extra = r.modules(m)
         weights = [*m.parameters(), *(extra.parameters() if extra is not None else ())]
         runs[name] = (r, m, torch.optim.AdamW(weights, lr=1e-5, fused=True), [])
-    for turn in range(rounds + 1):  # the first warms up
-        for r, m, optimiser, seconds in runs.values():
+    for turn in range(rounds + 1):  # the first warms up; each starts with another regime, so that none always follows the same
+        order = list(runs.values())
+        for r, m, optimiser, seconds in order[turn % len(order) :] + order[: turn % len(order)]:
             start = time.perf_counter()
             for i, batch in enumerate(batches):
                 step_gradients(r, m, batch, torch.Generator().manual_seed(turn * len(batches) + i), precision)
