@@ -18,6 +18,7 @@ from xstudy.heads import NEVER, PairClassifier, TaskModel, compare, load_model, 
 from xstudy.lab import LabSettings, LabSource
 from xstudy.predict import Predictor
 from xstudy.scorers import answer_scores, average_precision, entities, entity_f1, fit_threshold, mine, mined_f1, said, task_score
+from xstudy.shelf import read_split
 from xstudy.sources import FolderSource
 from xstudy.tasks import LANGUAGES, Choice, Query, Span, Tagged, task
 
@@ -297,17 +298,31 @@ def test_spans_come_back_in_every_lab_language(tokenizers, kind, language):
         assert whole == 1 and exact >= 0.95 and em >= 0.95, (limit, exact, whole, em)
 
 
-@pytest.mark.parametrize("name, split", [("xquad", "test"), ("tydiqa", "dev"), ("mlqa", "dev")])
-def test_spans_come_back_in_real_files(data_root, name, split):
+@pytest.mark.parametrize("name, split, languages", [("xquad", "test", ()), ("mlqa", "dev", ()), ("tydiqa", "train", ("en",))])
+def test_spans_come_back_in_real_files(data_root, name, split, languages):
     source, report = FolderSource(data_root), {}
-    for language in source.languages(name):
+    for language in languages or source.languages(name):
         rows = [x for x in source.load(name, split, language) if x.answers][:120]
         tok = train_tokenizer({language: sorted({x.context for x in rows})}, 2000)
         tok.model_max_length = 384
         report[language] = check_spans(tok, rows, 128, 384)
     print(name, {k: tuple(round(x, 3) for x in v) for k, v in report.items()})
     for language, (exact, whole, em) in report.items():
-        assert whole == 1 and em >= (0.9 if language in ("th", "zh", "ja") else 0.93), (language, exact, whole, em)
+        assert whole == 1 and em >= (0.9 if language in ("th", "zh") else 0.93), (language, exact, whole, em)
+
+
+def test_contexts_without_answers_are_read_whole(data_root):
+    "TyDi QA's dev files as XTREME leaves them, without answers: every piece is a slice of its context, none is missed."
+    source = FolderSource(data_root)
+    for language in source.languages("tydiqa"):
+        rows = read_split(source, task("tydiqa"), "dev", language).examples[:40]
+        tok = train_tokenizer({language: sorted({x.context for x in rows})}, 2000)
+        tok.model_max_length = 160
+        for x, f in zip(rows, encode(tok, "span", [x.texts for x in rows], stride=64)):
+            pieces = {tuple(o) for w in f.offsets for o in w.tolist() if o[1] > o[0]}
+            read = {i for a, b in pieces for i in range(a, b)}
+            assert all(c.isspace() or not c.isprintable() or i in read for i, c in enumerate(x.context)), (language, x.id)
+            assert all(x.context[a:b].strip() == x.context[a:b] for a, b in pieces) and all(len(r) <= 160 for r in f.rows)
 
 
 def test_windows_share_what_they_should_and_null_is_position_zero(tokenizers):
@@ -395,17 +410,15 @@ def test_entity_f1_is_seqevals():
         assert entity_f1(gold, noisy) == pytest.approx(seqeval.f1_score(gold, noisy))
 
 
-def test_answers_are_scored_as_squads_script_does():
-    squad = pytest.importorskip("transformers.data.metrics.squad_metrics")
-    r = random.Random(1)
-    words = ["The", "a", "blue", "house!", "House", "3,000", "U.S.", "an", "«x»", "—", "it's", "été", "  "]
-    for _ in range(400):
-        gold, got = (" ".join(r.choices(words, k=r.randint(0, 5))) for _ in range(2))
-        em, f1 = answer_scores([(gold,)], [got], "en", "squad")
-        assert em[0] == squad.compute_exact(gold, got)
-        if squad.get_tokens(gold) and squad.get_tokens(got):
-            assert f1[0] == pytest.approx(squad.compute_f1(gold, got))
-        assert answer_scores([()], [got], "en", "squad")[1][0] == float(not squad.get_tokens(got))
+@pytest.mark.parametrize("gold, got, em, f1", [
+    ("The Blue House!", "blue house", 1, 1), ("the U.S. army", "us", 0, 2 / 3), ("a theatre", "theatre an", 1, 1), ("l'été", "été", 0, 0),
+    ("3,000 men", "3000 men", 1, 1), ("the the", "a", 1, 0), ("«x»", "x", 0, 0), ("one two two", "two two three", 0, 2 / 3),
+])  # fmt: skip
+def test_answers_are_scored_as_squads_script_does(gold, got, em, f1):
+    "SQuAD's rules worked out by hand: ASCII punctuation and English articles go, tokens are counted with repetition, nothing against nothing is F1 0."
+    a, b = answer_scores([(gold,), (), ()], [got, "", "the!"], "de", "squad")
+    assert a.tolist() == [em, 1, 1] and b.tolist() == pytest.approx([f1, 1, 1])
+    assert answer_scores([()], [got + " more"], "en", "squad")[1][0] == 0
 
 
 @pytest.mark.parametrize("language, gold, got, em, f1", [
