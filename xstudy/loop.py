@@ -238,7 +238,7 @@ class _Run:
             self.processes.wait()
             if self.processes.rank == 0:
                 os.replace(path, path.with_suffix(".damaged"))
-                warnings.warn(f"{str(e).partition(': ')[0]}: set aside as {path.with_suffix('.damaged').name}, training starts again.", stacklevel=3)
+                warnings.warn(f"{str(e).rpartition(': ')[0]}: set aside as {path.with_suffix('.damaged').name}, training starts again.", stacklevel=3)
             self.processes.wait()
             return 0, []
 
