@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LoopSettings', 'rate', 'threads', 'autocast', 'propagate', 'save_checkpoint', 'load_checkpoint', 'EarlyStop',
-           'trained', 'adamw', 'OneProcess', 'optimise', 'named_failures', 'plan_batches', 'Tokens']
+           'trained', 'adamw', 'OneProcess', 'optimise', 'clip', 'named_failures', 'plan_batches', 'Tokens']
 
 # %% ../nbs/20_loop.ipynb #cell-002
 import contextlib, json, math, os, warnings, zlib
@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .core import DataError, ModelError, Progress, SettingsError, rng, seed_for
+from .speed import quick
 
 # %% ../nbs/20_loop.ipynb #cell-004
 @dataclass(frozen=True)
@@ -262,7 +263,7 @@ def optimise(
     start, losses = run.resume(Path(checkpoint), restart) if checkpoint else (0, [])
     progress = Progress(label, steps)
     module.train()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), quick(module, settings.precision):
         for step in range(start, steps):
             with named_failures(label, step):
                 losses.append(_step(run, loss_at, step, steps, settings, label))
@@ -291,12 +292,22 @@ def _step(run: _Run, loss_at, step: int, steps: int, s: LoopSettings, label: str
     if not math.isfinite(loss):
         raise ModelError(f"{label}: the loss is {loss} at step {step}: lower the learning rate (now {s.lr}).")
     run.processes.average(run.module)
-    norm = run.processes.whole(torch.nn.utils.clip_grad_norm_(run.module.parameters(), s.clip)).item()
+    norm = clip(run.module, s.clip, run.processes)
     if not math.isfinite(norm):
         raise ModelError(f"{label}: the gradient's norm is {norm} at step {step}, though the loss is {loss:.3g}: lower the learning rate (now {s.lr}) or use precision 'fp32'.")
     run.optimiser.step()
     run.optimiser.zero_grad(set_to_none=True)
     return loss
+
+
+def clip(module: torch.nn.Module, limit: float, processes: OneProcess = OneProcess()) -> float:
+    "The gradient's norm; a longer gradient is cut to `limit`. A shorter one is not touched: that pass over all weights is saved."
+    held = [p for p in module.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in held])
+    found = processes.whole(norm).item()
+    if found + 1e-6 > limit:
+        torch.nn.utils.clip_grads_with_norm_(held, limit, norm)
+    return found
 
 
 @contextlib.contextmanager
