@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'Root', 'StoreAt', 'Json', 'NOTEBOOKS', 'Questions', 'Seeds', 'Out', 'stores', 'benches', 'show', 'quiet_when',
            'checks', 'doctor', 'data', 'data_tables', 'plan_', 'jobs_of', 'run', 'report', 'claims', 'attack',
-           'run_attack', 'store_ls', 'store_verify', 'store_gc', 'bench_notebooks_', 'bench_lab_', 'main']
+           'run_attack', 'store_ls', 'store_verify', 'store_gc', 'bench_notebooks_', 'bench_lab_', 'bench_train_',
+           'main']
 
 # %% ../nbs/70_cli.ipynb #cell-002
 import contextlib, json, os, re, shutil, sys, traceback
@@ -430,6 +431,28 @@ def bench_lab_(repeats: Annotated[int, typer.Option(help="Measurements, of which
     with quiet_when(as_json):
         found = bench_lab(repeats)
     show(found if as_json else [found], as_json, "Lab")
+
+
+@benches.command("train")
+def bench_train_(
+    repeats: Annotated[int, typer.Option(help="Turns of every side.")] = 5,
+    models: Annotated[str, typer.Option(help="Any of lab-4m and minilm, with commas.")] = "lab-4m,minilm",
+    sides: Annotated[str, typer.Option(help="Any of ours, dynamic, eager, default, with commas; ours must be among them.")] = "ours,dynamic,eager,default",
+    rows: Annotated[Optional[int], typer.Option(help="Training examples.")] = None,
+    regimes: Annotated[bool, typer.Option(help="Also what each regime costs over plain training.")] = True,
+    as_json: Json = False,
+):
+    """Our training loop beside the Trainer of Hugging Face, in turn, and the cost of each regime.
+
+    Example: `xstudy bench train --json`
+    """
+    from xstudy.bench_train import bench_train
+
+    with quiet_when(as_json):
+        found = bench_train(repeats, tuple(models.split(",")), tuple(sides.split(",")), rows, regimes)
+    table = [dict(model=m, side=side) | {k: round(x[k], 2) for k in ("examples_per_s", "tokens_per_s", "memory_mib", "accuracy", "utilisation")}
+             for m, c in found["models"].items() for side, x in c["sides"].items()]  # fmt: skip
+    show(found if as_json else table, as_json, "Training")
 
 # %% ../nbs/70_cli.ipynb #cell-033
 def main(words: list[str] | None = None) -> int:
