@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 import torch
+from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel
@@ -177,8 +178,6 @@ def check_model_folder(folder: Path):
 
 def check_safetensors(path: Path):
     "Raises `ModelError` when the file's header does not fit its size."
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, framework="pt") as f:
             f.keys()
@@ -209,7 +208,7 @@ def load_encoder(
         extra = dict(trust_remote_code=False, use_safetensors=True, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True)
         model, info = AutoModel.from_pretrained(where, config=config, **extra, **FAMILIES[config.model_type])
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, SafetensorError) as e:
         first = " ".join(str(e).split())[:200]
         raise ModelError(f"{name} cannot be loaded as an encoder: {first}") from None
     check_loaded(str(name), model, info, tokenizer)
