@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .core import RunError, SettingsError, nearest, rng
-from .encoders import encoder_spec, load_encoder, new_encoder, pad, train_tokenizer
+from .encoders import encoder_spec, load_encoder, new_encoder, pad, pool, train_tokenizer
 from .lab import LabSettings, LabSource
 from .loop import LoopSettings, autocast, optimise, plan_batches, threads
 from .tasks import task
@@ -30,10 +30,10 @@ class TrainBench:
     "One comparison."
 
     model: str = "lab-4m"  # a lab size, 'minilm', or a folder
-    task: str = "lab-topic"  # of single texts or pairs
+    task: str = "lab-sentiment"  # of single texts or pairs
     rows: int = 2000  # training examples, each seen once
     batch: int = 32  # examples a step; ours fills as many tokens as that is on average
-    lr: float = 5e-4
+    lr: float = 1e-3
     precision: str = "bf16"
     threads: int = 1
     seed: int = 0
@@ -59,7 +59,7 @@ def examples(s: TrainBench) -> tuple:
 
 
 class Classifier(nn.Module):
-    "An encoder with the usual head on its first vector: what both sides train."
+    "An encoder with a head on the mean of its vectors: what both sides train."
 
     def __init__(self, encoder, labels: int, seed: int):
         super().__init__()
@@ -70,8 +70,8 @@ class Classifier(nn.Module):
 
     def forward(self, input_ids, attention_mask, labels=None) -> dict:
         "Scores, and the loss where labels are given; a dict, as the Trainer wants it."
-        h = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state[:, 0]
-        logits = self.out(torch.tanh(self.dense(h))).float()
+        h = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        logits = self.out(torch.tanh(self.dense(pool(h, attention_mask, "mean")))).float()
         return dict(logits=logits) if labels is None else dict(loss=F.cross_entropy(logits, labels), logits=logits)
 
 
@@ -218,7 +218,7 @@ def bench_regimes(s: TrainBench, names: tuple = ("pgd", "freelb", "smart", "r3f"
     base, tokenizer = prepared(s)[:2]
     tokenizer.model_max_length = LONGEST
     with threads(s.threads):
-        model = TaskModel(base.encoder, task(s.task).family, task(s.task).labels, s.seed, "cls")
+        model = TaskModel(base.encoder, task(s.task).family, task(s.task).labels, s.seed, "mean")
         features = encode_examples(tokenizer, train[: s.batch * batches])
         made = [model.batch(features[i : i + s.batch]) for i in range(0, len(features), s.batch)]
         return step_costs({n: regime(n) for n in ("plain", *names)}, model, made, repeats, s.precision)
