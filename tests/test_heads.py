@@ -57,7 +57,10 @@ def encoder_for(kind, tok, seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         shape = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96, max_position_embeddings=128)
-        return BertModel(BertConfig(vocab_size=len(tok), pad_token_id=0, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **shape), add_pooling_layer=False)
+        return BertModel(
+            BertConfig(vocab_size=len(tok), pad_token_id=0, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **shape),
+            add_pooling_layer=False,
+        )
 
 
 def model_for(name, pooling, kind, tok, **more):
@@ -116,7 +119,10 @@ def test_what_may_not_be_chosen_scores_never(tokenizers):
             inside = np.flatnonzero(f.offsets[0][:, 1] > f.offsets[0][:, 0])
             allowed = {0, *inside.tolist()}
             assert {i for i, s in enumerate(row.tolist()) if s != NEVER} == allowed and min(inside) >= f.second[0]
-    ragged = [Choice("a", "a", "en", "x", "", ("b", "c"), "0", "lab-copa", "dev"), Choice("b", "b", "en", "x", "", ("b", "c", "d"), "2", "lab-copa", "dev")]
+    ragged = [
+        Choice("a", "a", "en", "x", "", ("b", "c"), "0", "lab-copa", "dev"),
+        Choice("b", "b", "en", "x", "", ("b", "c", "d"), "2", "lab-copa", "dev"),
+    ]
     for pooling in ("mean", "siamese"):
         m = model_for("lab-copa", pooling, "unigram", tok)
         (scores,) = m(m.batch(encode_examples(tok, ragged, pooling=pooling)))
@@ -124,7 +130,9 @@ def test_what_may_not_be_chosen_scores_never(tokenizers):
     retrieval = model_for("lab-retrieval", "mean", "unigram", tok)
     rows = features(tok, "lab-retrieval", "mean", rows=3)
     (scores,) = retrieval(retrieval.batch([rows[0], rows[1], rows[0]]))  # one passage twice is no wrong answer
-    assert (scores == NEVER).tolist() == [[False, False, True], [False] * 3, [True, False, False]] and retrieval.batch(rows).gold[0].tolist() == [0, 1, 2]
+    assert (scores == NEVER).tolist() == [[False, False, True], [False] * 3, [True, False, False]] and retrieval.batch(rows).gold[
+        0
+    ].tolist() == [0, 1, 2]
 
 
 def test_token_types_are_those_of_bert(tokenizers):
@@ -137,7 +145,9 @@ def test_token_types_are_those_of_bert(tokenizers):
         its, n = tok(*p, truncation=True, max_length=96, return_token_type_ids=True), int(batch.mask[where[i]].sum())
         assert batch.ids[where[i]][:n].tolist() == its.input_ids and batch.extra["types"][where[i]][:n].tolist() == its.token_type_ids
     with torch.no_grad():
-        theirs = model.encoder(**tok(*map(list, zip(*pairs)), padding=True, return_tensors="pt", return_token_type_ids=True)).last_hidden_state[:, 0]
+        theirs = model.encoder(
+            **tok(*map(list, zip(*pairs)), padding=True, return_tensors="pt", return_token_type_ids=True)
+        ).last_hidden_state[:, 0]
         model.pooling = "cls"
         assert torch.allclose(model.vectors(batch), theirs, atol=1e-5)
 
@@ -277,7 +287,9 @@ def check_spans(tok, rows, stride, limit):
         assert all(len(r) <= limit for r in f.rows)
         seen = sorted({tuple(o) for rows_ in f.offsets for o in rows_.tolist() if o[1] > o[0]})
         every = {i for a, b in seen for i in range(a, b)}
-        assert all(x.context[i].isspace() or i in every or not x.context[i].isprintable() for i in range(len(x.context))), "no character is unread"
+        assert all(x.context[i].isspace() or i in every or not x.context[i].isprintable() for i in range(len(x.context))), (
+            "no character is unread"
+        )
         spans = [(int(o[a, 0]), int(o[b, 1])) for o, a, b in zip(f.offsets, *span_targets(f, start, end)) if a > 0]
         assert all(a <= start and end - b <= len(x.answers[0]) - len(x.answers[0].rstrip()) for a, b in spans), "a span holds its answer"
         whole += bool(spans)
@@ -335,7 +347,9 @@ def test_windows_share_what_they_should_and_null_is_position_zero(tokenizers):
     (none,) = encode_examples(tok, [Span("n", "n", "en", far.context, x.question, (), (), "lab-qa", "dev")], stride=16)
     assert set(none.gold[0]) == set(none.gold[1]) == {0}
     (cut,) = encode_examples(tok, [Span("c", "c", "en", far.context, x.question, (far.context[:600],), (0,), "lab-qa", "dev")], stride=16)
-    assert -100 in cut.gold[0] and all(a <= 0 for a in cut.gold[0]), "longer than a window: nowhere whole, and where it is in part nothing is learnt"
+    assert -100 in cut.gold[0] and all(a <= 0 for a in cut.gold[0]), (
+        "longer than a window: nowhere whole, and where it is in part nothing is learnt"
+    )
     model = model_for("lab-qa", "mean", "unigram", tok)
     assert model.loss(model.batch([cut])).isfinite()
     got = Predictor(model, tok, stride=16)([far.texts, x.texts])
@@ -348,7 +362,11 @@ def test_bad_input_is_named(tokenizers, tmp_path):
     rows, encoder = LAB.load("lab-nli", "dev", "en"), encoder_for("unigram", tok)
     refused(DataError, lambda: encode_examples(tok, [], what="xnli in sw"), "xnli in sw")
     refused(DataError, lambda: encode_examples(tok, rows, labels=("0", "1")), "does not fit", rows[0].id)
-    refused(SettingsError, lambda: TaskModel(encoder, "nli", ("0", "1"), pooling="siamese").batch(features(tok, "lab-nli", "siamese")), "does not fit")
+    refused(
+        SettingsError,
+        lambda: TaskModel(encoder, "nli", ("0", "1"), pooling="siamese").batch(features(tok, "lab-nli", "siamese")),
+        "does not fit",
+    )
     refused(SettingsError, lambda: TaskModel(encoder, "nli"), "two labels")
     refused(SettingsError, lambda: TaskModel(encoder, "nil", ("0", "1")), "nli")
     refused(DataError, lambda: TaskModel(encoder, "nli", ("0", "1")).batch([]), "empty")
@@ -406,7 +424,10 @@ def test_entity_f1_is_seqevals():
     same_kind = [tuple(f"{m}-{k}" for m in "BIES" for k in ("PER", "LOC")) + ("O",), BIO]
     for seed in range(60):
         gold = some_tags(seed, same_kind[seed % 2])
-        noisy = [[t if random.Random(f"{seed}{i}{j}").random() < 0.7 else random.Random(f"{seed}{j}{i}").choice(BIO) for j, t in enumerate(s)] for i, s in enumerate(gold)]
+        noisy = [
+            [t if random.Random(f"{seed}{i}{j}").random() < 0.7 else random.Random(f"{seed}{j}{i}").choice(BIO) for j, t in enumerate(s)]
+            for i, s in enumerate(gold)
+        ]
         assert entity_f1(gold, noisy) == pytest.approx(seqeval.f1_score(gold, noisy))
 
 
@@ -442,7 +463,9 @@ def test_mining_is_lasers():
     of_x = [max(np.argsort(-cos[i])[:4], key=lambda j: margin[i, j]) for i in range(30)]
     of_y = [max(np.argsort(-cos[:, j])[:4], key=lambda i: margin[i, j]) for j in range(25)]
     wanted, left, right = [], set(), set()
-    for m, i, j in sorted({(margin[i, j], i, int(j)) for i, j in enumerate(of_x)} | {(margin[i, j], int(i), j) for j, i in enumerate(of_y)}, reverse=True):
+    for m, i, j in sorted(
+        {(margin[i, j], i, int(j)) for i, j in enumerate(of_x)} | {(margin[i, j], int(i), j) for j, i in enumerate(of_y)}, reverse=True
+    ):
         if i not in left and j not in right:
             wanted.append((i, j))
             left.add(i)
@@ -460,7 +483,9 @@ def test_average_precision_by_hand():
         r = random.Random(seed)
         found, right = r.sample(range(40), 40), set(r.sample(range(40), r.randint(1, 30)))
         at = [i for i, x in enumerate(found[:20]) if x in right]
-        assert average_precision(found, right) == pytest.approx(sum(len([j for j in at if j <= i]) / (i + 1) for i in at) / min(20, len(right)))
+        assert average_precision(found, right) == pytest.approx(
+            sum(len([j for j in at if j <= i]) / (i + 1) for i in at) / min(20, len(right))
+        )
 
 
 def test_every_family_from_text_to_score(tokenizers):
@@ -469,5 +494,12 @@ def test_every_family_from_text_to_score(tokenizers):
         rows = LAB.load(name, "dev", "tr")[:20]
         scores = task_score(rows, said(rows, Predictor(model_for(name, pooling, "unigram", tok), tok)([x.texts for x in rows])))
         assert all(0 <= v <= 1 for v in scores.values()) and len(scores) >= 2
-    assert Counter(type(x).__name__ for n, _ in CASES for x in LAB.load(n, "dev", "en")[:1]).keys() == {"Pair", "Sentence", "Choice", "Tagged", "Span", "Query"}
+    assert Counter(type(x).__name__ for n, _ in CASES for x in LAB.load(n, "dev", "en")[:1]).keys() == {
+        "Pair",
+        "Sentence",
+        "Choice",
+        "Tagged",
+        "Span",
+        "Query",
+    }
     assert not re.search(r"\bO\b", " ".join(e[0] for t in some_tags(1, BIO) for e in entities(t)))

@@ -23,15 +23,19 @@ def check_tokenizer(
 ):  # the tokenizer
     "The tokenizer itself; raises `ModelError` where it is not fast, or lacks a token that is needed."
     if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise ModelError(f"{type(tokenizer).__name__} is a slow tokenizer, without offsets: save its fast version (tokenizer.json) into the model's folder.")
+        raise ModelError(
+            f"{type(tokenizer).__name__} is a slow tokenizer, without offsets: save its fast version (tokenizer.json) into the model's folder."
+        )
     for name in ("pad", "mask")[: 1 + mask]:
         if getattr(tokenizer, f"{name}_token_id") is None:
-            raise ModelError(f"The tokenizer has no {name} token: choose an encoder with one, or set tokenizer.{name}_token and give the encoder a row for it.")
+            raise ModelError(
+                f"The tokenizer has no {name} token: choose an encoder with one, or set tokenizer.{name}_token and give the encoder a row for it."
+            )
     return tokenizer
 
 # %% ../nbs/22_features.ipynb #cell-008
-class Frame:
-    "A tokenizer's pieces, and the special tokens that it puts around one text and around two."
+class _Pieces:
+    "A tokenizer's pieces without special tokens, and those that it puts around one text and around two."
 
     def __init__(self, tokenizer):
         self.backend, self.limit = check_tokenizer(tokenizer).backend_tokenizer, tokenizer.model_max_length
@@ -54,7 +58,12 @@ class Frame:
         "The encoding of each text, or of each tuple of words, without special tokens; equal ones are made once."
         known = list(dict.fromkeys(texts))
         words = bool(known) and not isinstance(known[0], str)
-        made = dict(zip(known, self.backend.encode_batch([list(x) for x in known] if words else known, is_pretokenized=words, add_special_tokens=False)))
+        made = dict(
+            zip(
+                known,
+                self.backend.encode_batch([list(x) for x in known] if words else known, is_pretokenized=words, add_special_tokens=False),
+            )
+        )
         return [made[x] for x in texts]
 
     def ids(self, texts: Sequence) -> list[np.ndarray]:
@@ -62,6 +71,10 @@ class Frame:
         known = list(dict.fromkeys(texts))
         made = dict(zip(known, (np.array(e.ids, dtype=np.int32) for e in self.pieces(known))))
         return [made[x] for x in texts]
+
+# %% ../nbs/22_features.ipynb #cell-009
+class Frame(_Pieces):
+    "A tokenizer's pieces, and the special tokens that it puts around one text and around two."
 
     def one(self, a: np.ndarray) -> np.ndarray:
         "A row of one text, cut where it is too long."
@@ -77,7 +90,7 @@ class Frame:
         left, middle, right = self.pair
         return np.concatenate((left, a, middle, b, right)), len(left) + len(a) + len(middle)
 
-# %% ../nbs/22_features.ipynb #cell-009
+# %% ../nbs/22_features.ipynb #cell-010
 def longest_first(n: int, m: int, room: int) -> tuple[int, int]:
     "Lengths of two texts that fit into `room`: pieces are taken from the longer side, as `transformers` does."
     if n + m <= room:
@@ -88,7 +101,7 @@ def longest_first(n: int, m: int, room: int) -> tuple[int, int]:
         short, long = room // 2, room - room // 2
     return (short, long) if n <= m else (long, short)
 
-# %% ../nbs/22_features.ipynb #cell-012
+# %% ../nbs/22_features.ipynb #cell-013
 @dataclass(frozen=True, slots=True)
 class Feature:
     "One example as the encoder reads it."
@@ -104,7 +117,7 @@ class Feature:
         return sum(map(len, self.rows))
 
 
-HEADS = {"nli": "pair", "paraphrase": "pair", "pair": "pair", "sentence": "sentence", "choice": "choice", "tagging": "tagging", "span": "span", "retrieval": "retrieval"}
+HEADS = {"nli": "pair", "paraphrase": "pair"} | {x: x for x in ("pair", "sentence", "choice", "tagging", "span", "retrieval")}
 
 
 def head_of(family: str) -> str:
@@ -113,7 +126,7 @@ def head_of(family: str) -> str:
         raise SettingsError(f"there is no head for the family {family!r}.{nearest(family, HEADS)}")
     return HEADS[family]
 
-# %% ../nbs/22_features.ipynb #cell-014
+# %% ../nbs/22_features.ipynb #cell-015
 def encode_pairs(tokenizer, pairs: Sequence[tuple[str, str]]) -> list[np.ndarray]:
     "Piece ids of each pair, special tokens included, at most `tokenizer.model_max_length` long."
     return [f.rows[0] for f in read_pairs(Frame(tokenizer), pairs)] if len(pairs) else []
@@ -138,7 +151,7 @@ def read_texts(frame: Frame, texts: Sequence[tuple]) -> list[Feature]:
     beside = iter(read_pairs(frame, [t for t in texts if any(t[1:])]))
     return [next(beside if any(t[1:]) else alone) for t in texts]
 
-# %% ../nbs/22_features.ipynb #cell-017
+# %% ../nbs/22_features.ipynb #cell-018
 COPA = {"cause": "What was the cause of this?", "effect": "What happened as a result?"}
 
 
@@ -155,7 +168,7 @@ def read_choices(frame: Frame, items: Sequence[tuple], siamese: bool = False) ->
             out.append(Feature(rows, second))
     return out
 
-# %% ../nbs/22_features.ipynb #cell-020
+# %% ../nbs/22_features.ipynb #cell-021
 def read_words(frame: Frame, sentences: Sequence[tuple]) -> list[Feature]:
     "Features of tuples of words."
     before, behind = frame.single
@@ -169,7 +182,7 @@ def read_words(frame: Frame, sentences: Sequence[tuple]) -> list[Feature]:
         out.append(Feature((row,), (0,), words=tuple(first.tolist())))
     return out
 
-# %% ../nbs/22_features.ipynb #cell-023
+# %% ../nbs/22_features.ipynb #cell-024
 def trimmed(text: str, offsets: Sequence[tuple]) -> np.ndarray:
     "Offsets [n, 2] without the white space at either end."
     out = np.array(offsets, dtype=np.int32).reshape(-1, 2)
@@ -186,7 +199,7 @@ def windows(n: int, room: int, stride: int) -> list[tuple[int, int]]:
         out.append((out[-1][0] + step, min(n, out[-1][0] + step + room)))
     return out
 
-
+# %% ../nbs/22_features.ipynb #cell-025
 def read_spans(
     frame: Frame,
     items: Sequence[tuple],  # (context, question)
@@ -214,7 +227,7 @@ def read_spans(
         out.append(Feature(tuple(rows), tuple(second), offsets=tuple(offsets)))
     return out
 
-# %% ../nbs/22_features.ipynb #cell-025
+# %% ../nbs/22_features.ipynb #cell-027
 def span_targets(f: Feature, start: int, end: int) -> tuple[tuple, tuple]:
     "First and last position of context[start:end] in every row; (0, 0) without an answer (start = end)."
     starts, ends = [], []
@@ -234,7 +247,7 @@ def span_targets(f: Feature, start: int, end: int) -> tuple[tuple, tuple]:
         ends.append(b)
     return tuple(starts), tuple(ends)
 
-# %% ../nbs/22_features.ipynb #cell-028
+# %% ../nbs/22_features.ipynb #cell-030
 def encode(
     tokenizer,
     family: str,  # of a task, or a head
@@ -254,7 +267,7 @@ def encode(
         return read_words(frame, texts)
     return read_spans(frame, texts, stride) if head == "span" else read_texts(frame, texts)
 
-
+# %% ../nbs/22_features.ipynb #cell-031
 def _targets(x, f: Feature, numbers: dict, head: str) -> tuple:
     "The gold of one example, as `Feature.gold` has it."
     if head == "span":
@@ -276,7 +289,7 @@ def _number(x, label: str, numbers: dict) -> int:
         raise DataError(f"{x.id}: label {label!r} does not fit a head for {', '.join(numbers)}: take the task's own labels.")
     return numbers[label]
 
-
+# %% ../nbs/22_features.ipynb #cell-032
 def encode_examples(
     tokenizer,
     examples: Sequence,  # of one task, of any schema but `Passage`
@@ -297,7 +310,9 @@ def encode_examples(
     known = {p.id: (p.text, p.context) for p in passages}
     for x in examples:
         if not any(r in known for r in x.relevant):
-            raise DataError(f"{x.id}: none of its passages is given: pass the source's passages, and leave queries without an answer out of training.")
+            raise DataError(
+                f"{x.id}: none of its passages is given: pass the source's passages, and leave queries without an answer out of training."
+            )
     found = encode(tokenizer, head, [known[next(r for r in x.relevant if r in known)] for x in examples])
     return [Feature(q.rows + p.rows, q.second + p.second) for q, p in zip(out, found)]
 

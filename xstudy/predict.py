@@ -46,8 +46,8 @@ def best_span(
     return *where, float(np.exp(best - total)), float(np.exp(none - total))
 
 # %% ../nbs/22_predict.ipynb #cell-009
-class _Reader:
-    "Rows of a model, in batches of like length."
+class _Rows:
+    "A model and how it is asked."
 
     def __init__(
         self,
@@ -61,6 +61,10 @@ class _Reader:
     ):
         self.model, self.tokenizer, self.batch_tokens, self.precision = model.eval(), tokenizer, batch_tokens, precision
         self.labels, self.stride, self.longest, self.null = model.labels, stride, longest, null
+
+# %% ../nbs/22_predict.ipynb #cell-010
+class _Reader(_Rows):
+    "Rows of a model, in batches of like length, each read once."
 
     def distinct(self, rows: list[Feature]) -> tuple[list[int], list[Feature]]:
         "Rows without repetition, and which of them each row is."
@@ -89,29 +93,9 @@ class _Reader:
                 read[some] = self.model.vectors(batch).float().cpu()
         return read[index]
 
-# %% ../nbs/22_predict.ipynb #cell-011
-class Predictor(_Reader):
-    "A model as a callable: texts of examples -> numpy, in the order asked."
-
-    @torch.inference_mode()
-    def __call__(self, texts: Sequence[tuple]):
-        "Probabilities, tags, spans or vectors, by family (see above); raises `ModelError` when the model returns something that is no number."
-        family = self.model.family
-        features = encode(self.tokenizer, family, list(texts), self.model.pooling, self.stride)
-        if family == "span":
-            return self._spans(texts, features)
-        if family == "tagging":
-            return self._tags(texts, features)
-        if not features:
-            return np.zeros((0, self.model.encoder.config.hidden_size if family == "retrieval" else len(self.labels)), dtype=np.float32)
-        at = [(i, k) for k in range(max(len(f.rows) for f in features)) for i, f in enumerate(features) if k < len(f.rows)]
-        read = self.vectors([Feature((features[i].rows[k],), (features[i].second[k],)) for i, k in at])
-        if family == "retrieval":
-            return self._numbers(F.normalize(read, dim=-1).numpy(), texts)
-        device = self.model.encoder.device
-        item, slot = torch.tensor(at, device=device).unbind(1)
-        out = self._numbers(self.model.judge(read.to(device), item, slot).softmax(-1).cpu().numpy(), texts)
-        return out.round(5)
+# %% ../nbs/22_predict.ipynb #cell-012
+class _Answers(_Reader):
+    "What is read, as words and contexts have it."
 
     def _numbers(self, out: np.ndarray, texts: Sequence) -> np.ndarray:
         "The array itself; raises `ModelError`, naming a text, when something in it is no number."
@@ -134,6 +118,10 @@ class Predictor(_Reader):
                 self._numbers(read[i], [texts[index.index(i)]] * len(read[i]))
         return [read[i].copy() for i in index]
 
+# %% ../nbs/22_predict.ipynb #cell-013
+class _Spans(_Answers):
+    "What is read, as spans of contexts."
+
     def _spans(self, texts: Sequence, features: list[Feature]) -> np.ndarray:
         "Record array [n] of the best spans."
         at = [(i, k) for i, f in enumerate(features) for k in range(len(f.rows))]
@@ -150,3 +138,27 @@ class Predictor(_Reader):
             self._numbers(np.concatenate((*starts, *ends))[None], [texts[n]])
             out[n] = best_span(starts, ends, f.offsets, self.longest, self.null)
         return out
+
+# %% ../nbs/22_predict.ipynb #cell-014
+class Predictor(_Spans):
+    "A model as a callable: texts of examples -> numpy, in the order asked."
+
+    @torch.inference_mode()
+    def __call__(self, texts: Sequence[tuple]):
+        "Probabilities, tags, spans or vectors, by family (see above); raises `ModelError` when the model returns something that is no number."
+        family = self.model.family
+        features = encode(self.tokenizer, family, list(texts), self.model.pooling, self.stride)
+        if family == "span":
+            return self._spans(texts, features)
+        if family == "tagging":
+            return self._tags(texts, features)
+        if not features:
+            return np.zeros((0, self.model.encoder.config.hidden_size if family == "retrieval" else len(self.labels)), dtype=np.float32)
+        at = [(i, k) for k in range(max(len(f.rows) for f in features)) for i, f in enumerate(features) if k < len(f.rows)]
+        read = self.vectors([Feature((features[i].rows[k],), (features[i].second[k],)) for i, k in at])
+        if family == "retrieval":
+            return self._numbers(F.normalize(read, dim=-1).numpy(), texts)
+        device = self.model.encoder.device
+        item, slot = torch.tensor(at, device=device).unbind(1)
+        out = self._numbers(self.model.judge(read.to(device), item, slot).softmax(-1).cpu().numpy(), texts)
+        return out.round(5)

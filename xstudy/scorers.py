@@ -79,7 +79,7 @@ def normalise_answer(text: str, language: str, script: str = "mlqa") -> str:
         text = re.sub(r"([\u4e00-\u9fa5])", r" \1 ", text)
     return " ".join(text.split())
 
-
+# %% ../nbs/40_scorers.ipynb #cell-008
 def answer_scores(
     answers: Sequence[Sequence[str]],  # of each question, all that are right; () = it has none
     predicted: Sequence[str],  # '' = no answer
@@ -98,7 +98,7 @@ def answer_scores(
             f1[i] = max(f1[i], _f1(shared, len(said.split()), len(gold.split())) if right else said == gold)
     return exact, f1
 
-# %% ../nbs/40_scorers.ipynb #cell-010
+# %% ../nbs/40_scorers.ipynb #cell-011
 def ranked(queries: np.ndarray, passages: np.ndarray, k: int = 20) -> tuple[np.ndarray, np.ndarray]:  # numbers [n, k], cosines [n, k]
     "The k nearest passages of each query, nearest first; raises `DataError` when there are no passages or widths differ."
     if not len(passages) or queries.shape[1:] != passages.shape[1:]:
@@ -123,7 +123,7 @@ def average_precision(found: Sequence, relevant: Sequence, k: int = 20) -> float
             total += hits / (i + 1)
     return total / min(len(right), k)
 
-# %% ../nbs/40_scorers.ipynb #cell-013
+# %% ../nbs/40_scorers.ipynb #cell-014
 def mine(
     source: np.ndarray,  # unit vectors [n, width]
     target: np.ndarray,  # [m, width]
@@ -147,7 +147,7 @@ def mine(
                 out.append((s, t, float(scores[i])))
     return out
 
-
+# %% ../nbs/40_scorers.ipynb #cell-015
 def fit_threshold(
     candidates: Sequence[tuple],  # (source, target, score)
     gold: set,  # of (source, target)
@@ -168,7 +168,7 @@ def mined_f1(candidates: Sequence[tuple], gold: set, threshold: float) -> float:
     said = {(s, t) for s, t, score in candidates if score >= threshold}
     return _f1(len(said & gold), len(said), len(gold))
 
-# %% ../nbs/40_scorers.ipynb #cell-016
+# %% ../nbs/40_scorers.ipynb #cell-018
 def said(examples: Sequence, out, labels: Sequence[str] = ()) -> list:
     "A predictor's answers in the examples' own terms: labels, tags ('' for a word that was not read), answer texts ('' for none)."
     card = task(examples[0].task)
@@ -194,14 +194,14 @@ def outcomes(
         return np.array([np.mean([g == p for g, p in zip(x.tags, a, strict=True)]) for x, a in zip(examples, answers)])
     return np.array([float(x.label == a) for x, a in zip(examples, answers)])
 
-# %% ../nbs/40_scorers.ipynb #cell-017
+# %% ../nbs/40_scorers.ipynb #cell-019
 def weighted_f1(gold: Sequence[str], predicted: Sequence[str]) -> float:
     "Mean F1 over the gold labels, by their share (scikit-learn's average='weighted'; AfriSenti's)."
     n, said = Counter(gold), Counter(predicted)
     right = Counter(g for g, p in zip(gold, predicted, strict=True) if g == p)
     return sum(n[x] * _f1(right[x], said[x], n[x]) for x in sorted(n)) / len(gold)
 
-
+# %% ../nbs/40_scorers.ipynb #cell-020
 def task_score(
     examples: Sequence,  # of one task and language
     answers: Sequence,  # as `said` gives them
@@ -220,7 +220,7 @@ def task_score(
     scores = {"accuracy": accuracy(gold, answers), "macro F1": macro_f1(gold, answers), "weighted F1": weighted_f1(gold, answers)}
     return {k: scores[k] for k in sorted(scores, key=lambda k: (k != card.metric, k))}
 
-
+# %% ../nbs/40_scorers.ipynb #cell-021
 def retrieval_score(
     queries: Sequence,  # of `Query`, of one task and language
     passages: Sequence,  # of `Passage`

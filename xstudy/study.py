@@ -35,9 +35,9 @@ DATA = ("core", "segmentation", "languages", "schemas", "cards", "tasks")  # and
 BY_SOURCE = {"lab": ("scenes", "labtasks", "lab"), "folder": ("readers", "formats", "retrieval", "templates", "files", "shelf", "texts", "sources")}
 MODULES = {
     "encoder": ("encoders", "loop", "pretrain"),
-    "model": ("encoders", "loop", "heads", "train"),
+    "model": ("encoders", "loop", "features", "heads", "train"),
     "noise": ("perturb", "attack"),
-    "predictions": ("heads", "perturb", "attack"),
+    "predictions": ("features", "heads", "predict", "perturb", "attack"),
 }
 
 # %% ../nbs/53_study.ipynb #cell-005
