@@ -51,6 +51,12 @@ def forms(entry, code):
     return out - {""}
 
 
+def ours(concept, code):
+    "The first form of a concept that a language has."
+    cells = (c[code] for e in concepts()[concept] for f, c in e.forms.items() if f != "class" and code in c)
+    return next(cells, "")
+
+
 def concepts():
     "concept -> its entries."
     out = defaultdict(list)
@@ -60,8 +66,8 @@ def concepts():
 
 
 def against_muse(root, code):
-    "(concepts that the dictionary has, those of them whose words it does not know)"
-    table, covered, not_in = defaultdict(set), [], []
+    "(concepts that the dictionary has, those of them whose words it does not know with its own words)"
+    table, covered, not_in = defaultdict(set), [], {}
     for line in (root / "lexicons" / "bilingual_en" / f"en-{code}.txt").read_text(encoding="utf-8").splitlines():
         if len(x := line.split()) == 2:
             table[x[0].lower()].add(lower(x[1], code))
@@ -74,7 +80,7 @@ def against_muse(root, code):
             covered.append(concept)
             mine = set().union(*(forms(e, code) for e in entries))
             if not any(alike(a, b, code) for a in mine for b in theirs):
-                not_in.append(concept)
+                not_in[concept] = theirs
     return covered, not_in
 
 
@@ -92,7 +98,7 @@ def wordnets(root):
 
 def against_omw(nets, code):
     "The same by meaning: synsets that three other languages share for a concept, and this language's lemmas for them."
-    lemmas, covered, not_in = defaultdict(set), [], []
+    lemmas, covered, not_in = defaultdict(set), [], {}
     for lemma, synsets in nets[code].items():
         for s in synsets:
             lemmas[s].add(lemma)
@@ -105,5 +111,5 @@ def against_omw(nets, code):
         if theirs:
             covered.append(concept)
             if not any(alike(a, b, code) for e in entries for a in forms(e, code) for b in theirs):
-                not_in.append(concept)
+                not_in[concept] = theirs
     return covered, not_in

@@ -133,7 +133,7 @@ def data_tables(rows: list) -> tuple[list, dict]:
     for r in rows:
         if r["split"]:
             have.setdefault((r["task"], r["split"]), []).append(r)
-        for p in r["problems"]:
+        for p in [*r["problems"], *r.get("notes", ())]:
             said.setdefault((r["task"], r["split"], re.sub(r" \(first.*", "", p)), []).append(r["language"])
     table = [dict(task=t, split=s, languages=len(x), rows=sum(r["rows"] for r in x), fewest=min(r["rows"] for r in x), most=max(r["rows"] for r in x), which=" ".join(r["language"] for r in x))
              for (t, s), x in have.items()]  # fmt: skip

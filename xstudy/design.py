@@ -86,6 +86,7 @@ class Profile:
     stage: StageSettings = field(default_factory=lambda: StageSettings("", 1))  # how stages are trained; task, tokens and seed are filled in
     evaluation: Evaluation = field(default_factory=Evaluation)
     workers: int = 2  # notebooks at once
+    as_text: tuple[str, ...] = ()  # tasks of the folder whose sentences build the encoder; nothing may be evaluated on them
     quote: bool = False  # print sentences of real data in notebooks and reports; off, for many licences forbid copies
     seed_sd: float = 0.02  # planned: standard deviation of a paired difference between seeds
     item_sd: float = 0.15  # planned: of the difference between premises, macro-mean over languages (which share premises)

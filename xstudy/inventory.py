@@ -98,8 +98,14 @@ def _counted(s: Split, card: Task) -> list:
     for i, kind, _ in split_faults(s, card):
         kinds[kind] += 1
         first.setdefault(kind, i)
-    out = [f"{n} rows {kind} (first in line {s.error(first[kind], '').line})" if kind.startswith("without") else f"{n} {kind} (first in line {s.error(first[kind], '').line})"
-           for kind, n in kinds.items()]  # fmt: skip
+    out = []
+    for kind, n in kinds.items():
+        if kind.startswith("without") and n == len(s.examples):
+            out.append(f"missing: all {n} rows are {kind}, as XTREME publishes its test sets: add the original file")
+        elif kind.startswith("split"):
+            out.append(f"missing: every label of {len(s.examples)} rows is {placeholder(s)!r}, written in place of removed gold: add the original file")
+        else:
+            out.append(f"{n} {'rows ' * kind.startswith('without')}{kind} (first in line {s.error(first[kind], '').line})")
     out += [f"known: every label is {same!r}: a part of a file that is sorted by label?"] if card.family == "sentence" and (same := placeholder(s)) else []
     out += [f"known: {s.gaps} rows with an empty sentence are left out"] if s.gaps else []
     return out + ([f"known: {s.undecided} rows without a majority label ('{card.undecided}') are left out, as in its paper"] if s.undecided else [])
@@ -159,7 +165,7 @@ def _rows(shelf: Shelf, card: Task) -> list:
     return out
 
 # %% ../nbs/12_inventory.ipynb #cell-019
-KNOWN = ("rows without a translation", "CSV writer", "share a sentence", "repeated rows")  # traps on the cards
+KNOWN = {"rows without a translation": "'NS'", "CSV writer": "CSV writer", "share a sentence": "share a sentence", "repeated rows": "repeat"}
 
 
 def languages(shelf: Shelf, name: str) -> list:
@@ -175,6 +181,11 @@ def languages(shelf: Shelf, name: str) -> list:
     return [la for la in card.languages if la in inside or any(la == found for _, found in files)]
 
 
+def _on_card(card: Task, problem: str) -> bool:
+    "Does the task's card name this trap?"
+    return any(sign in problem and word in trap for sign, word in KNOWN.items() for trap in card.traps)
+
+
 def _table_rows(shelf: Shelf, card: Task, trained: dict) -> list:
     "The rows of one of the five tasks that are tables."
     out, (files, _, _), name = [], shelf.found(card.name), card.name
@@ -187,7 +198,7 @@ def _table_rows(shelf: Shelf, card: Task, trained: dict) -> list:
             t = joined(shelf, name, split, language)
             english = joined(shelf, name, split, "en") if (split, "en") in files else None
             found = content_problems(card, t) + relations(card, split, t, english, trained[card.family, language])
-            row |= dict(rows=len(t.a), problems=[f"known: {p}" if any(w in p for w in KNOWN) else p for p in found])
+            row |= dict(rows=len(t.a), problems=[f"{'known: ' * _on_card(card, p)}{p}" for p in found])
             whole = len(shelf.read(shelf.path(name, split, language)).a)
             if card.undecided and t.index is not None and whole > len(t.a):
                 row["problems"].append(f"known: {whole - len(t.a)} rows without a majority label ('{card.undecided}') are left out, as in its paper")
@@ -205,12 +216,13 @@ def missing(shelf: Shelf, card: Task) -> str:
         return "missing: there are no files of this task"
     splits = [s for s in card.splits if not any(s == x for x, _ in files)]
     absent = [la for la in card.languages if la not in languages(shelf, card.name)]
-    said = ([f"no {' and no '.join(splits)} files"] if splits else []) + ([f"no files in {', '.join(absent)}"] if absent else [])
+    which = ", ".join(absent) if len(absent) < 60 else f"{len(absent)} of {len(card.languages)} languages"
+    said = ([f"no {' and no '.join(splits)} files"] if splits else []) + ([f"no files in {which}"] if absent else [])
     return "missing: " + "; ".join(said) if said else ""
 
 
 def inventory(shelf: Shelf) -> list:
-    "One row for each task, language and split: {task, language, split, rows, problems}; what is left out or missing has an empty language."
+    "One row a task, language and split: {task, language, split, rows, problems, notes}; what is left out or missing has an empty language."
     out, trained = [], {}
     for name, card in TASKS.items():
         if name.startswith("lab-"):
@@ -223,7 +235,13 @@ def inventory(shelf: Shelf) -> list:
         left = [f"{os.path.relpath(p, shelf.root)} is left out: {why}" for p, why in shelf.found(name)[2]]
         out += [dict(task=name, language="", split="", rows=0, problems=[x]) for x in [*left, lacks] if x]
         shelf._kept.clear()
-    return out
+    return [_noted(row) for row in out]
+
+
+def _noted(row: dict) -> dict:
+    "What the card names, and what is missing, is no problem of a file: it goes into the notes."
+    notes = [p for p in row["problems"] if p.startswith(("known: ", "missing: "))]
+    return row | dict(problems=[p for p in row["problems"] if p not in notes], notes=notes)
 
 # %% ../nbs/12_inventory.ipynb #cell-023
 def leaks(

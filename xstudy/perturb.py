@@ -431,17 +431,18 @@ class CodeMix:
 
     def __init__(
         self,
-        source=None,  # a data source with .lexicon(language), or {language: {phrase: (English, ...)}}
+        source=None,  # a data source with .lexicon(language, part), or {language: {phrase: (English, ...)}}
         embedded: str = "en",  # language of the replacements
         inside_english: str = "es",  # the embedded language for English text, when `embedded` is English
+        part: str = "attack",  # of the dictionary: 'attack', or 'train' for examples to learn from
     ):
         if source is None:
             raise DataError("codemix needs a data source with lexicons: perturbation('codemix', source=...).")
         self.data, self.embedded, self.inside_english = source, language(embedded).code, language(inside_english).code
-        self.tables: dict = {}
+        self.part, self.tables = part, {}
 
     def lexicon(self, code: str) -> dict:
-        found = self.data.get(code) if isinstance(self.data, dict) else self.data.lexicon(code)
+        found = self.data.get(code) if isinstance(self.data, dict) else self.data.lexicon(code, self.part)
         if not found:
             raise DataError(f"there is no lexicon for {language(code).name}: code-mixing leaves this language out.")
         return found

@@ -134,7 +134,8 @@ def context_of(study: Study, folder: Path, record: dict) -> dict:
         machine=record["machine"], versions=record["versions"], command=record["command"], questions=questions, settings=settings_of(p),
         stages=stages_of(record), arms=tables["arms"], gate=gate, gate_floor=float(gate["threshold"].iloc[0]), chance=task(p.target).chance,
         accuracy=tables["accuracy"], mean_over=over, effects=tables["effects"], figures=figures,
-        examples=json.loads((folder / "examples.json").read_text(encoding="utf-8"))[:12], limits=limits_of(p, result, tables["gate"], read_table(folder / "tables" / "preservation.parquet")), withheld=result["withheld"],
+        examples=json.loads((folder / "examples.json").read_text(encoding="utf-8"))[:12], withheld=result["withheld"],
+        limits=limits_of(p, result, tables["gate"], read_table(folder / "tables" / "preservation.parquet")),
         claims=verdicts(tables["effects"], dict(source=p.source, withheld=result["withheld"])),
         files={n: f"tables/{n}.csv" for n in ("arms", "gate", "accuracy", "effects", "stages")}, runs={record["run"]: "runs/rq1.ipynb"},
     )  # fmt: skip

@@ -203,6 +203,8 @@ def read_json(
         rows.append([r[keys[k]] for k in where.values()])
         if bad := [x for x in rows[-1] if isinstance(x, bool) or not isinstance(x, (str, int))]:
             raise DataError(f"record {i} has {bad[0]!r} where text is expected.", path, _json_line(path, i))
+        if huge := [x for x in rows[-1] if isinstance(x, str) and len(x) > LONGEST]:
+            raise DataError(f"record {i} has a text of {len(huge[0]):,} characters, at most {LONGEST:,} are one.", path, _json_line(path, i))
     table = _table(path, {w: i for i, w in enumerate(where)}, [[str(x) for x in r] for r in rows], None)
     return table if table.id or not isinstance(next(iter(records)), str) else dataclasses.replace(table, id=list(records))
 

@@ -55,7 +55,7 @@ def gate_reason(study_profile, passed: pd.DataFrame) -> str:
     return "" if n >= need else f"the direct arm passes the gate in {n} of {len(passed)} languages, {need} are needed"
 
 # %% ../nbs/54_results.ipynb #cell-011
-VALIDITY_MEASURE = "noise_typo"  # on which a validity control must show its expected sign
+VALIDITY_MEASURE = "noise_typo"  # accuracy under typo noise, on which a validity control must show its expected sign
 
 
 def _direction(measure: str) -> int:
@@ -93,10 +93,12 @@ def _effect_row(p, c, name, e, registered, languages, run) -> dict:
 # %% ../nbs/54_results.ipynb #cell-014
 def positive_control(c, table: pd.DataFrame, effects: pd.DataFrame) -> dict:
     "One row of `validity`: a contrast whose sign is known, in the language that its arm was trained in."
-    trained = contrast(table, list(c.treatment), c.control, "noise", ["en"], attack="typo")
+    kind, _, attack = VALIDITY_MEASURE.partition("_")
+    trained = contrast(table, list(c.treatment), c.control, kind, ["en"], attack=attack)
     over_all = effects[(effects.contrast == c.name) & (effects.measure == VALIDITY_MEASURE)].iloc[0]
-    seen = "; ".join(f"{where} {100 * e.estimate:+.1f} points ({100 * e.low:+.1f} to {100 * e.high:+.1f})" for where, e in (("English", trained), ("all languages", over_all)))
-    return dict(check="typo-trained arm withstands typos better", expected="interval above 0 in English", seen=f"{seen} under typo noise", passed=bool(trained.low > 0))
+    points = lambda e: f"{100 * e.estimate:+.1f} points ({100 * e.low:+.1f} to {100 * e.high:+.1f})"
+    seen = f"English {points(trained)}; all languages {points(over_all)} under {attack} {kind}"
+    return dict(check="typo-trained arm withstands typos better", expected="interval above 0 in English", seen=seen, passed=bool(trained.low > 0))
 
 
 def validity(study_profile, table: pd.DataFrame, effects: pd.DataFrame, facts: pd.DataFrame) -> pd.DataFrame:
@@ -136,9 +138,9 @@ def preservation(study: Study, most: int = 40) -> pd.DataFrame:
     rows = []
     for attack in study.profile.evaluation.attacks if study.profile.source == "lab" else ():
         seen: dict = {}
-        for x in read_noise(study, attack)[0]:
+        for x in read_noise(study, attack, draws=1)[0]:
             counts = seen.setdefault(x.pair.language, Counter())
-            if x.draw == 0 and counts.total() < most:
+            if counts.total() < most:
                 counts[preserved(replace(x.pair, text_a=x.texts[0], text_b=x.texts[1]))] += 1
         rows += [dict(attack=attack, language=c, items=n.total(), kept=n["kept"], changed=n["changed"], unreadable=n["unreadable"]) for c, n in seen.items()]
     return pd.DataFrame(rows, columns=PRESERVATION)

@@ -21,7 +21,8 @@ def read_tatoeba(
     other = path.with_name(path.stem + (".eng" if path.stem.endswith("-eng") else ".en"))
     mine, english = read_lines(path), read_lines(other)
     if len(mine) != len(english):
-        raise DataError(f"has {len(mine)} lines where {other.name} has {len(english)}: they are aligned by line, so one is cut.", path, min(len(mine), len(english)) + 1)
+        raise DataError(f"has {len(mine)} lines where {other.name} has {len(english)}: they are aligned by line, so one is cut.", path,
+                        min(len(mine), len(english)) + 1)
     if len(english) > 9 and english == sorted(english):
         raise DataError("is sorted, as in XTREME's copy, so it is aligned with nothing: use the files of LASER (data/tatoeba/v1).", other, 1)
     first = {}
@@ -116,4 +117,5 @@ def read_mewslix(path: Path) -> tuple:  # rows, passages
             raise DataError(f"is no record of Mewsli-X ({type(e).__name__} {e}): restore the line.", path, line) from None
     beside = path.with_name("candidate_set_entities.jsonl")
     found = [(0, e) for e in entities.values()] or records(beside)
-    return rows, [(words_of(e, "entity_id"), words_of(e, "description"), words_of(e, "title", optional=True), label_of(e, "description_language") or "") for _, e in found]
+    return rows, [(words_of(e, "entity_id"), words_of(e, "description"), words_of(e, "title", optional=True),
+                   label_of(e, "description_language") or "") for _, e in found]

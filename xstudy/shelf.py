@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .core import DataError, nearest
-from .files import CODES, TABLES, find, layout_of
+from .files import TABLES, find, layout_of
 from .formats import line_of
+from .languages import code_of
 from .readers import Table, join_gold
 from .tasks import FAMILIES, Pair, Passage, Task, fault, task
 
@@ -77,6 +78,12 @@ def _nothing(shelf: Shelf, card: Task, split: str, language: str) -> str:
 LABEL_SPELLINGS = {"contradictory": "contradiction"}  # the machine-translated MNLI says so
 
 
+def _only(t: Table, keep: list) -> Table:
+    "Some rows of a table, in their order; it knows where they stood."
+    columns = {f: [v[i] for i in keep] for f in ("a", "b", "label", "id", "language") if (v := getattr(t, f)) is not None}
+    return dataclasses.replace(t, index=keep if t.index is None else [t.index[i] for i in keep], **columns)
+
+
 def joined(shelf: Shelf, name: str, split: str, language: str) -> Table:
     "One split in one language with labels and original rows; raises `DataError` when it has no gold."
     path = shelf.path(name, split, language)
@@ -85,15 +92,12 @@ def joined(shelf: Shelf, name: str, split: str, language: str) -> Table:
         keep = [i for i, x in enumerate(t.language) if x.lower() == language]
         if not keep:
             raise DataError(f"has no rows of language {language!r}, only {', '.join(sorted(set(t.language)))}.", path)
-        pick = {f: [v[i] for i in keep] for f in ("a", "b", "label", "id") if (v := getattr(t, f)) is not None}
-        t = dataclasses.replace(t, index=keep, language=None, **pick)
+        t = dataclasses.replace(_only(t, keep), language=None)
     elif (split, language) not in files:
         raise DataError(f"says its language neither in its name nor in a column: rename it to {split}-<language>{path.suffix}.", path)
     if task(name).undecided and t.label is not None:
         kept = [i for i, x in enumerate(t.label) if x != task(name).undecided]
-        if len(kept) < len(t.label):
-            pick = {f: [v[i] for i in kept] for f in ("a", "b", "label", "id") if (v := getattr(t, f)) is not None}
-            t = dataclasses.replace(t, index=kept if t.index is None else [t.index[i] for i in kept], **pick)
+        t = _only(t, kept) if len(kept) < len(t.label) else t
     if t.label is None:
         at = gold.get((split, language)) or gold.get((split, "*"))
         if at is None:
@@ -211,7 +215,8 @@ def _example(card: Task, split: str, language: str, key: str, group: str, fields
     if card.family == "retrieval":
         fields = fields | {"relevant": tuple(of + _local(card, language, p) for p in fields["relevant"] or ())}
     answer = _ANSWER[card.family]
-    fields = fields | ({answer: _BLANK[answer]} if fields[answer] is None else {}) | ({"starts": ()} if card.family == "span" and fields["starts"] is None else {})
+    fields = fields | ({answer: _BLANK[answer]} if fields[answer] is None else {})
+    fields |= {"starts": ()} if card.family == "span" and fields["starts"] is None else {}
     return card.schema(id=of + key, group=of + group, language=language, task=card.name, split=split, **fields)
 
 
@@ -234,7 +239,7 @@ def add_rows(out: Split, card: Task, split: str, language: str, read, path, pref
     "Adds what one file (or one split of the hub) holds to a split, as examples."
     of, first = f"{card.name}-{split}-", {} if first is None else first
     rows, passages = read if isinstance(read, tuple) else (read, ())
-    rows = [r for r in rows if r.language in ("", language) or CODES.get(r.language) == language]
+    rows = [r for r in rows if r.language in ("", language) or code_of(r.language, (language,))]
     out.passages += tuple(Passage(of + _local(card, language, n), la or language, text, around, card.name, split) for n, text, around, la in passages)
     for i, (r, key) in enumerate(zip(rows, _keys(rows, card))):
         if card.undecided and r.fields.get("label") == card.undecided:
@@ -270,10 +275,12 @@ def split_faults(
     "What is wrong with the examples of a split, in their order."
     seen = {}
     if card.family == "choice" and (same := placeholder(s)):
-        yield 0, "split whose labels are all alike", f"every label of {len(s.examples)} rows is {same!r}: a placeholder for removed gold, add the original file."
+        why = f"every label of {len(s.examples)} rows is {same!r}: a placeholder for removed gold, add the original file."
+        yield 0, "split whose labels are all alike", why
     for i, x in enumerate(s.examples):
         if not s.gold[i]:
-            yield i, f"without {_GOLD[_ANSWER[card.family]]}", f"has no {_GOLD[_ANSWER[card.family]]} here (XTREME removes them from test files): add the original file."
+            gold = _GOLD[_ANSWER[card.family]]
+            yield i, f"without {gold}", f"has no {gold} here (XTREME removes them from test files): add the original file."
         elif found := fault(x, card):
             yield i, *found
         if x.id in seen:

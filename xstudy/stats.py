@@ -396,7 +396,7 @@ def paired_arrays(items: pd.DataFrame, value: str, treatment_arms, control_arm: 
         raise DataError(f"no seed was run for all of {', '.join(have)}: a paired contrast needs shared seeds.")
     part = items[items["seed"].isin(seeds)]
     cells = {a: part[part["arm"] == a] for a in have}
-    asked = {a: set(zip(*(c[["language", "item"]].drop_duplicates()[k] for k in ("language", "item")))) for a, c in cells.items()}
+    asked = {a: set(zip(c["language"], c["item"])) for a, c in cells.items()}
     if odd := [a for a in arms if asked[a] != asked[control_arm]]:
         raise DataError(f"arm {odd[0]!r} answered other items than {control_arm!r}: a paired contrast needs the same.")
     got = {a: seed_by_cluster(c, value, f"arm {a}, {measure}") for a, c in cells.items()}

@@ -53,7 +53,7 @@ class Study:
     def source(self):
         "The data source of the profile."
         settings = build(LabSettings, self.profile.lab, f"{self.profile.name}.lab") if self.profile.source == "lab" else None
-        return source(self.profile.source, self.root or None, settings)
+        return source(self.profile.source, self.root or None, settings, self.profile.as_text)
 
     @cached_property
     def arms(self) -> dict[str, Arm]:
@@ -117,7 +117,8 @@ def training_pairs(study: Study, stage: StageSettings) -> list[Pair]:
     pairs = study.source.load(stage.task, "train", "en")
     if stage.augment == "none":
         return pairs
-    how, out = perturbation(stage.augment, source=study.source), []
+    part = {"part": "train"} if stage.augment == "codemix" else {}  # entries that attack are kept from training
+    how, out = perturbation(stage.augment, source=study.source, **part), []
     for p in pairs:
         g = rng("augment", stage.augment, stage.seed, p.id)
         edits = sample(p.texts, p.language, how, how.budget, g) if g.random() < 0.5 else []
@@ -201,10 +202,11 @@ def _flat(e: Edit) -> list:
     return [e.segment, e.start, e.end, e.new, e.kind]
 
 
-def read_noise(study: Study, name: str) -> tuple[list[Perturbed], dict]:
-    "The noisy set of an attack as perturbed examples, and the languages left out with the reason."
+def read_noise(study: Study, name: str, draws: int = 0) -> tuple[list[Perturbed], dict]:
+    "The noisy set of an attack as perturbed examples (its first `draws`, 0 for all), and the languages left out with the reason."
     folder, out = make_noise(study, name), []
     table = pd.read_parquet(folder / "noise.parquet")
+    table = table[table["draw"] < draws] if draws else table
     for language, part in table.groupby("language", sort=False):
         by_id = {p.id: p for p in items(study, language, study.profile.evaluation.noise)}
         for item, draw, edits in zip(part["item"], part["draw"], part["edits"]):
