@@ -171,7 +171,7 @@ def plan_(profile: str, questions: Questions = "", seeds: Seeds = "", as_json: J
 
     Example: `xstudy plan lab-quick --seeds 0,1,2,3,4`
     """
-    from xstudy.design import plan_table, power
+    from xstudy.arms import plan_table, power
 
     p = _profile(profile, questions, seeds)
     with quiet_when(as_json):
@@ -187,16 +187,22 @@ def jobs_of(study, root: str) -> list:
     "The graph of a profile: the encoder, every arm and seed, the reading of each question."
     from xstudy.batch import Job
     from xstudy.results import result_key
-    from xstudy.study import arm_key, encoder_key
+    from xstudy.arms import arms
+    from xstudy.study import arm_key, encoder_key, encoder_name, encoders_of, pretraining
 
-    p = study.profile
+    p, jobs = study.profile, []
     base = dict(profile=_profile_file(study), root=root)
-    jobs = [Job("encoder", str(NOTEBOOKS / "encoder.ipynb"), base, encoder_key(study), threads=p.pretrain.threads, label=f"pre-training {p.pretrain.size}")]
-    for a in study.arms:
+    for size in encoders_of(p):
+        label = f"pre-training {pretraining(study, size).size}"
+        jobs.append(Job(encoder_name(size), str(NOTEBOOKS / "encoder.ipynb"), base | dict(size=size), encoder_key(study, size), threads=p.pretrain.threads, label=label))
+    for name, a in study.arms.items():
         for s in p.seeds:
-            jobs.append(Job(f"{a}-s{s}", str(NOTEBOOKS / "arm.ipynb"), base | dict(arm=a, seed=s), arm_key(study, a, s), ("encoder",), p.stage.threads, f"arm {a}, seed {s}"))
-    arms = tuple(j.name for j in jobs[1:])
-    return jobs + [Job(q, str(NOTEBOOKS / f"{q}.ipynb"), base, result_key(study, q), arms, 1, f"reading {q}") for q in p.questions]
+            after = (encoder_name(a.encoder),)
+            jobs.append(Job(f"{name}-s{s}", str(NOTEBOOKS / "arm.ipynb"), base | dict(arm=name, seed=s), arm_key(study, name, s), after, p.stage.threads, f"arm {name}, seed {s}"))
+    for q in p.questions:
+        needs = tuple(f"{name}-s{s}" for name in arms(p, q) for s in p.seeds)
+        jobs.append(Job(q, str(NOTEBOOKS / f"{q}.ipynb"), base, result_key(study, q), needs, 1, f"reading {q}"))
+    return jobs
 
 
 def _profile_file(study) -> str:

@@ -46,7 +46,7 @@ class EncoderSpec:
         return self.layers * (12 * w * w + 13 * w)
 
 
-SIZES = {n: EncoderSpec(n, layers) for n, layers in (("lab-0.3m", 3), ("lab-1m", 4), ("lab-4m", 6), ("lab-16m", 9))}
+SIZES = {n: EncoderSpec(n, layers) for n, layers in (("lab-0.06m", 2), ("lab-0.3m", 3), ("lab-1m", 4), ("lab-4m", 6), ("lab-16m", 9))}
 
 
 def encoder_spec(name: str) -> EncoderSpec:

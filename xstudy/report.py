@@ -220,7 +220,10 @@ def measure_name(measure: str) -> str:
 def contrast_name(contrast: str) -> str:
     "A contrast in words: 'intermediate tasks (mean) − direct, token-matched'."
     names = {"itt_mean": "intermediate tasks (mean)", "token_matched": "direct, token-matched", "paws": "PAWS", "qqp": "QQP"}
-    names |= {"shuffled": "shuffled labels", "typo_trained": "typo-trained"}
+    names |= {"shuffled": "shuffled labels", "typo_trained": "typo-trained", "adversarial_intermediate": "adversarial intermediate stage (mean of regimes)"}
+    names |= {"equal_compute": "plain stage of equal compute", "itt_gain_larger": "gain at the larger size", "smaller": "gain at the smaller"}
+    names |= {"multilingual": "multilingual intermediate data", "english_where_absent": "English, where the language was absent"}
+    names |= {"domain_by_resource": "gain of other domains, low resource − high resource", "robust": "robust training without a task"}
     sides = [names.get(s, s.replace("_", " ")) for s in contrast.split("_vs_")]
     return " − ".join(sides)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FEWEST', 'VALIDITY_MEASURE', 'PRESERVATION', 'all_predictions', 'result_key', 'gate_table', 'gate_reason',
            'effects_of', 'positive_control', 'validity', 'withhold', 'withheld_reason', 'preservation', 'facts_table',
-           'arms_summary', 'accuracy_table', 'figures_of', 'file_result', 'write_result']
+           'arms_summary', 'accuracy_table', 'figures_of', 'file_result', 'pretraining_curve', 'write_result']
 
 # %% ../nbs/54_results.ipynb #cell-002
 import json
@@ -16,12 +16,13 @@ from pathlib import Path
 import pandas as pd
 
 from .core import RunError, content_key
-from .design import arms, contrasts, main_measures, measures
+from .design import QUESTIONS
+from .arms import arms, contrasts, main_measures, measures
 from .figures import accuracy_by_language, drop_scatter, effects_forest, loss_curve
 from .metrics import accuracies, gate, reference_predictors, robustness
 from .notebooks import emit
 from .parser import preserved
-from .stats import contrast, contrast_rows, family, measured, verdict
+from .stats import contrast, contrast_cells, family, measured, verdict
 from .study import Study, arm_key, encoder_key, examples, left_out, make_encoder, model_key, predictions, read_noise
 from .tasks import task
 
@@ -38,7 +39,7 @@ def all_predictions(study: Study, question: str = "rq1") -> pd.DataFrame:
 def result_key(study: Study, question: str = "rq1") -> str:
     "Key of a question's result: its arms and the code that reads them."
     keys = tuple(arm_key(study, a, s) for a in arms(study.profile, question) for s in study.profile.seeds)
-    return content_key("result", [question, study.profile.name, study.profile.title, study.profile.quotes], keys, ("metrics", "stats", "figures", "design", "results", "notebooks"))
+    return content_key("result", [question, study.profile.name, study.profile.title, study.profile.quotes], keys, ("metrics", "stats", "figures", "design", "arms", "results", "notebooks"))
 
 # %% ../nbs/54_results.ipynb #cell-008
 def gate_table(study_profile, table: pd.DataFrame) -> pd.DataFrame:
@@ -62,15 +63,15 @@ def _direction(measure: str) -> int:
     return -1 if measure.startswith("drop") else 1  # robustness improves when the drop shrinks
 
 
-def effects_of(study_profile, table: pd.DataFrame, passed: pd.DataFrame, run: str = "") -> pd.DataFrame:
+def effects_of(study_profile, table: pd.DataFrame, passed: pd.DataFrame, run: str = "", question: str = "rq1") -> pd.DataFrame:
     "One row a contrast and measure, with the columns of `claims.EFFECT_COLUMNS` and of `stats.effects_table`; fractions."
     p, rows = study_profile, []
     seen = {name: measured(table, measure, None if attack == "none" else attack, None, None, "correct") for name, measure, attack in measures(p)}
-    for c in contrasts(p):
+    for c in contrasts(p, question):
         for name, measure, _ in measures(p):
             items, value = seen[name]
-            e = contrast_rows(items, value, list(c.treatment), c.control, measure, gate=passed, name=c.name)
-            rows.append((c, name, e, _languages(items, passed)))
+            e = contrast_cells(items, value, c.cells, measure, passed, name=c.name, notes=(c.note,) * bool(c.note))
+            rows.append((c, name, e, _languages(c, items, passed)))
     families: dict = {}
     for i, (c, name, *_) in enumerate(rows):
         registered = name in main_measures(p) if c.role == "main" else name == VALIDITY_MEASURE if c.expected else False
@@ -79,8 +80,9 @@ def effects_of(study_profile, table: pd.DataFrame, passed: pd.DataFrame, run: st
     return pd.DataFrame([_effect_row(p, c, name, *adjusted[i], used, run) for i, (c, name, _, used) in enumerate(rows)])
 
 
-def _languages(items: pd.DataFrame, passed: pd.DataFrame) -> list[str]:
+def _languages(c, items: pd.DataFrame, passed: pd.DataFrame) -> list[str]:
     there, good = set(items["language"].unique()), set(passed.loc[passed["passed"], "language"])
+    there &= {x for cell in c.cells for x in cell.languages or there}
     return sorted(there & good or there)
 
 
@@ -94,16 +96,16 @@ def _effect_row(p, c, name, e, registered, languages, run) -> dict:
 def positive_control(c, table: pd.DataFrame, effects: pd.DataFrame) -> dict:
     "One row of `validity`: a contrast whose sign is known, in the language that its arm was trained in."
     kind, _, attack = VALIDITY_MEASURE.partition("_")
-    trained = contrast(table, list(c.treatment), c.control, kind, ["en"], attack=attack)
+    trained = contrast(table, list(c.treatment), *c.control, kind, ["en"], attack=attack)
     over_all = effects[(effects.contrast == c.name) & (effects.measure == VALIDITY_MEASURE)].iloc[0]
     points = lambda e: f"{100 * e.estimate:+.1f} points ({100 * e.low:+.1f} to {100 * e.high:+.1f})"
     seen = f"English {points(trained)}; all languages {points(over_all)} under {attack} {kind}"
     return dict(check="typo-trained arm withstands typos better", expected="interval above 0 in English", seen=seen, passed=bool(trained.low > 0))
 
 
-def validity(study_profile, table: pd.DataFrame, effects: pd.DataFrame, facts: pd.DataFrame) -> pd.DataFrame:
+def validity(study_profile, table: pd.DataFrame, effects: pd.DataFrame, facts: pd.DataFrame, question: str = "rq1") -> pd.DataFrame:
     "check, expected, seen, passed (True, False or None for not run) of the instrument's controls."
-    rows = [positive_control(c, table, effects) for c in contrasts(study_profile) if c.expected]
+    rows = [positive_control(c, table, effects) for c in contrasts(study_profile, question) if c.expected]
     s = facts[facts.arm == "shuffled"]
     at_chance = bool((s.dev_intermediate - s.chance_intermediate).abs().max() < 0.10)
     seen = f"development accuracy {s.dev_intermediate.min():.3f} to {s.dev_intermediate.max():.3f}, chance {s.chance_intermediate.max():.3f}"
@@ -173,7 +175,7 @@ def arms_summary(facts: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 # %% ../nbs/54_results.ipynb #cell-023
-def accuracy_table(study_profile, table: pd.DataFrame, passed: pd.DataFrame) -> pd.DataFrame:
+def accuracy_table(study_profile, table: pd.DataFrame, passed: pd.DataFrame, question: str = "rq1") -> pd.DataFrame:
     "arm, language ('mean' over languages that pass the gate), measure, estimate, low, high."
     good = set(passed.loc[passed["passed"], "language"]) or set(passed["language"])
     frames = [accuracies(table)]
@@ -182,14 +184,14 @@ def accuracy_table(study_profile, table: pd.DataFrame, passed: pd.DataFrame) -> 
     out = pd.concat(frames, ignore_index=True)
     prefix = {"clean": "clean", "noise": "noise_", "adaptive": "adv_"}
     out["measure"] = [prefix[m] + ("" if m == "clean" else a) for m, a in zip(out["mode"], out["attack"])]
-    order = {a: i for i, a in enumerate(arms(study_profile))}
+    order = {a: i for i, a in enumerate(arms(study_profile, question))}
     out = out.rename(columns={"accuracy": "estimate"})[["arm", "language", "measure", "estimate", "low", "high", "seeds", "items"]]
     return out.sort_values(["measure", "language", "arm"], key=lambda c: c.map(order) if c.name == "arm" else c, kind="stable", ignore_index=True)
 
 # %% ../nbs/54_results.ipynb #cell-026
-def figures_of(study_profile, table: pd.DataFrame, effects: pd.DataFrame) -> list[tuple]:
+def figures_of(study_profile, table: pd.DataFrame, effects: pd.DataFrame, question: str = "rq1") -> list[tuple]:
     "(name, figure, table it was drawn from, caption, alternative text) of a question."
-    shown = [a for a in arms(study_profile) if a not in ("shuffled", "typo-trained")]
+    shown = [a.name for a in arms(study_profile, question).values() if a.role != "validity"]
     out, part = [], table[table.arm.isin(shown)]
     for attack in study_profile.evaluation.attacks:
         t = accuracies(part[(part["mode"] == "clean") | ((part["mode"] == "noise") & (part["attack"] == attack))])
@@ -197,8 +199,8 @@ def figures_of(study_profile, table: pd.DataFrame, effects: pd.DataFrame) -> lis
         out.append((f"accuracy-{attack}", accuracy_by_language(t, task(study_profile.target).chance), t, caption, f"Dots by language, clean and under {attack} noise"))
     main = effects[(effects.role.isin(["main", "single"])) & effects.measure.str.contains("adv|clean")].copy()
     main["name"] = main.contrast.str.replace("_vs_token_matched", "").str.replace("_", " ") + ", " + main.measure.str.replace("_", " ")
-    caption = "Intermediate training against direct training on as many tokens: difference in points, with intervals corrected for the number of tests."
-    out.append(("effects", effects_forest(main), main, caption, "Forest plot of the effects of intermediate training"))
+    caption = f"{QUESTIONS[question].text} Differences in points, with intervals corrected for the number of tests."
+    out.append(("effects", effects_forest(main), main, caption, "Forest plot of the question's contrasts"))
     for attack in study_profile.evaluation.attacks:
         r = robustness(part[part["mode"].isin(["clean", "adaptive"])], "adaptive", attack)
         caption = f"Clean accuracy against accuracy under the adaptive {attack} search, one point an arm and language."
@@ -212,29 +214,35 @@ def file_result(study: Study, question: str = "rq1") -> Path:
     return study.store.get_or_make(key, lambda folder: write_result(study, question, folder, key), {"kind": "result", "profile": study.profile.name})
 
 
+def pretraining_curve(study: Study, question: str = "rq1") -> tuple:
+    "Loss of phase 1 for each encoder of a question: as a row of `figures_of`."
+    sizes = dict.fromkeys(a.encoder for a in arms(study.profile, question).values())
+    read = [pd.read_csv(make_encoder(study, x) / "losses.csv").assign(arm=x or study.profile.pretrain.size) for x in sizes]
+    losses = pd.concat(read)
+    smooth = losses.assign(step=losses.step // 20 * 20).groupby(["arm", "step"], as_index=False)["loss"].mean()
+    return "pretraining", loss_curve(smooth, label="loss, nats a hidden piece"), smooth, "Pre-training: loss on hidden pieces, means of 20 steps.", "Falling curve"
+
+
 def write_result(study: Study, question: str, folder: Path, run: str):
     "Writes every table, figure and number of a question into `folder`."
     p, table, facts = study.profile, all_predictions(study, question), facts_table(study, question)
     passed = gate_table(p, table)
-    effects = effects_of(p, table, passed, run)
-    checks = validity(p, table, effects, facts)
+    effects = effects_of(p, table, passed, run, question)
+    checks = validity(p, table, effects, facts, question)
     withheld = withheld_reason(p, passed, checks)
     effects = withhold(effects, withheld)
     t = task(p.target)
     references = reference_predictors(table[table["mode"] == "clean"], p.evaluation.queries)
     tables = dict(gate=passed, effects=effects, validity=checks.astype({"passed": str}), facts=facts, arms=arms_summary(facts),
-                  accuracy=accuracy_table(p, table, passed), references=references, preservation=preservation(study))  # fmt: skip
+                  accuracy=accuracy_table(p, table, passed, question), references=references, preservation=preservation(study))  # fmt: skip
     for name, frame in tables.items():
         emit(folder, name, frame)
     drawn = []
-    losses = pd.read_csv(make_encoder(study) / "losses.csv").assign(arm=p.pretrain.size)
-    smooth = losses.assign(step=losses.step // 20 * 20).groupby(["arm", "step"], as_index=False)["loss"].mean()
-    curve = ("pretraining", loss_curve(smooth, label="loss, nats a hidden piece"), smooth, "Pre-training: loss on hidden pieces, means of 20 steps.", "Falling curve")
-    for name, figure, data, caption, alt in [*figures_of(p, table, effects), curve]:
+    for name, figure, data, caption, alt in [*figures_of(p, table, effects, question), pretraining_curve(study, question)]:
         emit(folder, name, figure)
         emit(folder, f"figure-{name}", data)
         drawn.append(dict(name=name, path=f"figures/{name}.svg", table=f"tables/figure-{name}.csv", caption=caption, alt=alt))
-    shown = [x for a in ("direct-matched", *(c for c in contrasts(p)[0].treatment)) for x in examples(study, a, p.seeds[0])]
+    shown = [x for a in ("direct-matched", *contrasts(p, question)[0].treatment) for x in examples(study, a, p.seeds[0])]
     emit(folder, "examples", shown)
     without = {a: left_out(study, a) for a in p.evaluation.attacks}
     emit(folder, "result", dict(question=question, profile=p.name, run=run, encoder=encoder_key(study), withheld=withheld, left_out=without, figures=drawn, chance=t.chance,
