@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REGIMES', 'RESOLVED', 'option', 'Regime', 'check_option', 'register_regime', 'regime', 'Plain', 'step_gradients',
-           'row_norm', 'token_mask', 'uniform', 'random_start', 'ascend', 'inner_gradient', 'PGD', 'FreeLB',
+           'per_example', 'norms', 'token_mask', 'uniform', 'random_start', 'ascend', 'inner_gradient', 'PGD', 'FreeLB',
            'symmetric_kl', 'resolving', 'R3F', 'SMART', 'in_ball', 'RandomPerturbation', 'NeighbourAugmentation',
            'CodeMixing', 'reverse', 'LanguageAdversarial', 'AttackInTheLoop', 'step_costs']
 
@@ -125,9 +125,16 @@ def step_gradients(
         total += part.item()
 
 # %% ../nbs/23_regimes.ipynb #cell-013
-def row_norm(x: Tensor) -> Tensor:  # [R, 1, 1]
-    "The Euclidean norm of each row of x [R, T, width]."
-    return x.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1)
+def per_example(rows: Tensor, batch, how: str) -> Tensor:  # [R, 1, 1]
+    "A number a row [R] becomes the 'sum' or 'amax' over the rows of its example."
+    if (item := batch.extra.get("item")) is not None:
+        rows = rows.new_zeros(len(rows)).scatter_reduce(0, item, rows, how)[item]
+    return rows.view(-1, 1, 1)
+
+
+def norms(x: Tensor, batch) -> Tensor:  # [R, 1, 1]
+    "The Euclidean norm of x [R, T, width], example by example."
+    return per_example(x.flatten(1).square().sum(1), batch, "sum").sqrt().clamp(min=1e-12)
 
 
 def token_mask(batch, embeddings: Tensor) -> Tensor:  # [R, T, 1]
@@ -140,16 +147,17 @@ def uniform(like: Tensor, gen: torch.Generator) -> Tensor:
     return (torch.rand(like.shape, generator=gen) * 2 - 1).to(like)
 
 
-def random_start(embeddings: Tensor, mask: Tensor, size: float, gen: torch.Generator) -> Tensor:
-    "U(-1, 1) size / sqrt(tokens width), a row's norm being about size / sqrt(3). Source: Zhu et al. (2020), FreeLB."
-    count = mask.sum(1, keepdim=True) * embeddings.shape[-1]
-    return uniform(embeddings, gen) * mask * (size / count.clamp(min=1).sqrt()) if size else torch.zeros_like(embeddings)
+def random_start(embeddings: Tensor, batch, size: float, gen: torch.Generator) -> Tensor:
+    "U(-1, 1) size / sqrt(tokens width), an example's norm being about size / sqrt(3). Source: Zhu et al. (2020), FreeLB."
+    count = per_example(batch.mask.sum(1).to(embeddings), batch, "sum") * embeddings.shape[-1]
+    return uniform(embeddings, gen) * token_mask(batch, embeddings) * (size / count.clamp(min=1).sqrt()) if size else torch.zeros_like(embeddings)
 
 
-def ascend(delta: Tensor, grad: Tensor, mask: Tensor, step: float, radius: float) -> Tensor:
-    "A step along each row's gradient, back into the ball of `radius` (0 = no ball), padding left at exactly zero."
-    delta = (delta + step * grad * mask / row_norm(grad * mask)) * mask
-    return delta * (radius / row_norm(delta)).clamp(max=1) if radius else delta
+def ascend(delta: Tensor, grad: Tensor, batch, step: float, radius: float) -> Tensor:
+    "A step along each example's gradient, back into the ball of `radius` (0 = no ball), padding left at exactly zero."
+    grad = grad * token_mask(batch, grad)
+    delta = delta + step * grad / norms(grad, batch)
+    return delta * (radius / norms(delta, batch)).clamp(max=1) if radius else delta
 
 # %% ../nbs/23_regimes.ipynb #cell-015
 def inner_gradient(objective: Callable[[Tensor], Tensor], delta: Tensor) -> Tensor:
@@ -167,17 +175,16 @@ class PGD(Regime):
     source: ClassVar[str] = "Madry et al. (2018); on embeddings Miyato et al. (2017); step, radius and start as in FreeLB's MNLI recipe"
     steps: int = 3  # K
     step_size: float = 0.1  # alpha, L2 norm of a step
-    eps: float = 0.3  # L2 norm of the ball, a row
+    eps: float = 0.3  # L2 norm of the ball, an example
     init: float = 0.1  # size of the random start; 0 = start at the text
 
     def perturbation(self, model, batch, gen: torch.Generator) -> Tensor:
         "delta [R, T, width] after K steps."
         text = model.embed(batch).detach()
-        mask = token_mask(batch, text)
-        delta = random_start(text, mask, self.init, gen)
+        delta = random_start(text, batch, self.init, gen)
         for _ in range(self.steps):
             grad = inner_gradient(lambda d: model.loss(batch, model(batch, text + d)), delta)
-            delta = ascend(delta, grad, mask, self.step_size, self.eps)
+            delta = ascend(delta, grad, batch, self.step_size, self.eps)
         return delta
 
     def parts(self, model, batch, gen: torch.Generator) -> Iterator[Tensor]:
@@ -195,21 +202,20 @@ class FreeLB(Regime):
     source: ClassVar[str] = "Zhu et al. (2020), RoBERTa-large on MNLI"
     steps: int = 2  # K
     step_size: float = 0.1  # alpha
-    eps: float = 0.3  # L2 norm of the ball, a row; 0 = none
+    eps: float = 0.3  # L2 norm of the ball, an example; 0 = none
     init: float = 0.1  # size of the random start
 
     def parts(self, model, batch, gen: torch.Generator) -> Iterator[Tensor]:
         "K losses, each divided by K. Raises `SettingsError` when a part was not backpropagated before the next is asked for."
         text = model.embed(batch)
-        mask = token_mask(batch, text)
-        delta = random_start(text.detach(), mask, self.init, gen)
+        delta = random_start(text.detach(), batch, self.init, gen)
         for k in range(1, self.steps + 1):
             delta.requires_grad_(k < self.steps)
             yield model.loss(batch, model(batch, text + delta)) / self.steps
             if k < self.steps:
                 if delta.grad is None:
                     raise SettingsError("regime 'freelb': call backward() on each part before asking for the next.")
-                delta = ascend(delta.detach(), delta.grad, mask, self.step_size, self.eps)
+                delta = ascend(delta.detach(), delta.grad, batch, self.step_size, self.eps)
                 text = model.embed(batch)
 
 # %% ../nbs/23_regimes.ipynb #cell-024
@@ -275,7 +281,7 @@ class SMART(Regime):
         delta = torch.randn(text.shape, generator=gen).to(text) * self.init * mask
         for _ in range(self.steps):
             grad = mask * inner_gradient(lambda d: symmetric_kl(model(batch, text + d), clean, batch.gold), delta)
-            largest = grad.flatten(1).abs().amax(1).clamp(min=1e-30).view(-1, 1, 1)
+            largest = per_example(grad.flatten(1).abs().amax(1), batch, "amax").clamp(min=1e-30)
             delta = (delta + self.step_size * grad / largest).clamp(-self.eps, self.eps)
         return delta
 
