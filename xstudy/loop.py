@@ -179,7 +179,7 @@ class OneProcess:
 
 # %% ../nbs/20_loop.ipynb #cell-023
 @dataclass
-class _Run:
+class _Saved:
     module: torch.nn.Module
     optimiser: torch.optim.Optimizer
     about: dict  # steps and settings
@@ -201,6 +201,8 @@ class _Run:
             save_checkpoint(path, tensors, about=self.about, step=step, losses=losses, scores=self.stop.scores if self.stop else [], carry=states)
         self.processes.wait()
 
+# %% ../nbs/20_loop.ipynb #cell-024
+class _Run(_Saved):
     def load(self, path: Path) -> tuple[int, list[float]]:
         "Puts a state back; returns (step, losses). Raises `ModelError`, before anything is changed, for a file that does not fit."
         tensors, numbers = load_checkpoint(path)
@@ -243,7 +245,7 @@ class _Run:
             self.processes.wait()
             return 0, []
 
-# %% ../nbs/20_loop.ipynb #cell-025
+# %% ../nbs/20_loop.ipynb #cell-026
 def optimise(
     module: torch.nn.Module,  # what is trained
     loss_at: Callable[[int], torch.Tensor | Iterator[torch.Tensor]],  # step number -> loss or its parts; a function of the step and of seeds only
@@ -279,7 +281,7 @@ def optimise(
     module.eval()
     return losses
 
-
+# %% ../nbs/20_loop.ipynb #cell-027
 def _step(run: _Run, loss_at, step: int, steps: int, s: LoopSettings, label: str) -> float:
     "One step: losses back, gradients averaged, one clip, one move."
     torch.manual_seed(seed_for("loop", s.seed, step, *([run.processes.rank] if run.processes.rank else [])))
@@ -299,7 +301,7 @@ def _step(run: _Run, loss_at, step: int, steps: int, s: LoopSettings, label: str
     run.optimiser.zero_grad(set_to_none=True)
     return loss
 
-
+# %% ../nbs/20_loop.ipynb #cell-028
 def clip(module: torch.nn.Module, limit: float, processes: OneProcess = OneProcess()) -> float:
     "The gradient's norm; a longer gradient is cut to `limit`. A shorter one is not touched: that pass over all weights is saved."
     held = [p for p in module.parameters() if p.grad is not None]
@@ -320,7 +322,7 @@ def named_failures(label: str, step: int):
             raise ModelError(f"{label}: out of memory at step {step}: give smaller batches (batch_tokens), or each batch in parts (gradient accumulation).") from None
         raise
 
-# %% ../nbs/20_loop.ipynb #cell-035
+# %% ../nbs/20_loop.ipynb #cell-038
 def plan_batches(
     lengths: np.ndarray,  # [N] tokens of each example
     tokens: int,  # stop when this many (unpadded) tokens are planned
@@ -356,7 +358,7 @@ def _cut(pool: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> list[np.nd
             start = end
     return batches
 
-# %% ../nbs/20_loop.ipynb #cell-038
+# %% ../nbs/20_loop.ipynb #cell-041
 class Tokens(Sequence):
     "Ragged token ids in a memory-mapped file: `tokens[i]` is an int32 array; `tokens.lengths` [N]."
 
