@@ -199,7 +199,7 @@ def windows(n: int, room: int, stride: int) -> list[tuple[int, int]]:
         out.append((out[-1][0] + step, min(n, out[-1][0] + step + room)))
     return out
 
-# %% ../nbs/22_features.ipynb #cell-025
+# %% ../nbs/22_features.ipynb #cell-026
 def read_spans(
     frame: Frame,
     items: Sequence[tuple],  # (context, question)
@@ -227,7 +227,7 @@ def read_spans(
         out.append(Feature(tuple(rows), tuple(second), offsets=tuple(offsets)))
     return out
 
-# %% ../nbs/22_features.ipynb #cell-027
+# %% ../nbs/22_features.ipynb #cell-028
 def span_targets(f: Feature, start: int, end: int) -> tuple[tuple, tuple]:
     "First and last position of context[start:end] in every row; (0, 0) without an answer (start = end)."
     starts, ends = [], []
@@ -247,7 +247,7 @@ def span_targets(f: Feature, start: int, end: int) -> tuple[tuple, tuple]:
         ends.append(b)
     return tuple(starts), tuple(ends)
 
-# %% ../nbs/22_features.ipynb #cell-030
+# %% ../nbs/22_features.ipynb #cell-031
 def encode(
     tokenizer,
     family: str,  # of a task, or a head
@@ -267,7 +267,7 @@ def encode(
         return read_words(frame, texts)
     return read_spans(frame, texts, stride) if head == "span" else read_texts(frame, texts)
 
-# %% ../nbs/22_features.ipynb #cell-031
+# %% ../nbs/22_features.ipynb #cell-032
 def _targets(x, f: Feature, numbers: dict, head: str) -> tuple:
     "The gold of one example, as `Feature.gold` has it."
     if head == "span":
@@ -289,7 +289,7 @@ def _number(x, label: str, numbers: dict) -> int:
         raise DataError(f"{x.id}: label {label!r} does not fit a head for {', '.join(numbers)}: take the task's own labels.")
     return numbers[label]
 
-# %% ../nbs/22_features.ipynb #cell-032
+# %% ../nbs/22_features.ipynb #cell-033
 def encode_examples(
     tokenizer,
     examples: Sequence,  # of one task, of any schema but `Passage`

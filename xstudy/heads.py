@@ -28,14 +28,23 @@ from .predict import Predictor as Predictor
 class Batch:
     "What the encoder reads for some examples, and what their head needs beside."
 
-    ids: torch.Tensor  # [R, T] rows; a pair is one, or two where the head is siamese; a choice item has one a choice; a text several windows
+    ids: (
+        torch.Tensor
+    )  # [R, T] rows; a pair is one, or two where the head is siamese; a choice item has one a choice; a text several windows
     mask: torch.Tensor  # [R, T] 1 for text, 0 for padding
     gold: tuple = ()  # of tensors [n], one for each tensor of scores; -100 = not counted; () = unknown
-    extra: dict = field(default_factory=dict)  # tensors: 'item' and 'slot' of each row, 'back' (pooled: ids' order -> slot order), and a head's own
+    extra: dict = field(
+        default_factory=dict
+    )  # tensors: 'item' and 'slot' of each row, 'back' (pooled: ids' order -> slot order), and a head's own
 
     def to(self, device) -> "Batch":
         "The batch on a device."
-        return Batch(self.ids.to(device), self.mask.to(device), tuple(g.to(device) for g in self.gold), {k: v.to(device) for k, v in self.extra.items()})
+        return Batch(
+            self.ids.to(device),
+            self.mask.to(device),
+            tuple(g.to(device) for g in self.gold),
+            {k: v.to(device) for k, v in self.extra.items()},
+        )
 
 
 def by_slot(features: Sequence[Feature]) -> tuple[list, list, np.ndarray, np.ndarray]:
@@ -159,7 +168,9 @@ def _gold(model: _Shape, features: Sequence[Feature], item: np.ndarray, slot: np
         gold = [f.gold[0][0] for f in features]
     most = max(len(f.rows) - (model.pooling == "siamese") for f in features) if model.family == "choice" else len(model.labels)
     if gold and max(gold) >= most:
-        raise SettingsError(f"Label number {max(gold)} does not fit a {model.family} head with {most} outputs: encode with the head's own labels.")
+        raise SettingsError(
+            f"Label number {max(gold)} does not fit a {model.family} head with {most} outputs: encode with the head's own labels."
+        )
     return (_tensor(gold),)
 
 # %% ../nbs/22_heads.ipynb #cell-013
@@ -211,7 +222,9 @@ class TaskModel(_Vectors):
         v = self.vectors(batch, embeddings)
         if self.family == "retrieval":
             if "same" not in x:
-                raise DataError("Queries are contrasted with passages: make features with encode_examples(..., passages=...), or read their vectors.")
+                raise DataError(
+                    "Queries are contrasted with passages: make features with encode_examples(..., passages=...), or read their vectors."
+                )
             query, passage = F.normalize(v.float(), dim=-1).chunk(2)
             other = (x["same"][:, None] == x["same"]) & ~torch.eye(len(query), dtype=torch.bool, device=v.device)
             return ((query @ passage.T / self.temperature).masked_fill(other, NEVER),)
@@ -252,9 +265,14 @@ def save_model(model: TaskModel, tokenizer, folder: str | Path, **about) -> Path
     "Writes encoder, tokenizer, head.safetensors and head.json (labels, pooling, family, layer and `about`)."
     folder = Path(folder)
     save_encoder(model.encoder, tokenizer, folder)
-    save_file({k.removeprefix("head."): v.contiguous() for k, v in model.state_dict().items() if k.startswith("head.")}, folder / "head.safetensors")
+    save_file(
+        {k.removeprefix("head."): v.contiguous() for k, v in model.state_dict().items() if k.startswith("head.")},
+        folder / "head.safetensors",
+    )
     facts = dict(labels=list(model.labels), pooling=model.pooling, max_length=tokenizer.model_max_length)
-    facts |= {} if (model.family, model.layer) == ("pair", None) else dict(family=model.family, layer=model.layer, temperature=model.temperature)
+    facts |= (
+        {} if (model.family, model.layer) == ("pair", None) else dict(family=model.family, layer=model.layer, temperature=model.temperature)
+    )
     (folder / "head.json").write_text(json.dumps(facts | about, indent=1, sort_keys=True), encoding="utf-8")
     return folder
 
@@ -275,7 +293,9 @@ def load_model(folder: str | Path) -> tuple:  # (TaskModel, tokenizer)
     head, wanted = load_file(folder / "head.safetensors"), {} if model.head is None else model.head.state_dict()
     if {k: v.shape for k, v in head.items()} != {k: v.shape for k, v in wanted.items()}:
         have, want = ({k: tuple(v.shape) for k, v in x.items()} for x in (head, wanted))
-        raise ModelError(f"{folder}: head.safetensors holds {have}, where {len(model.labels)} labels and this encoder need {want}: copy the model again.")
+        raise ModelError(
+            f"{folder}: head.safetensors holds {have}, where {len(model.labels)} labels and this encoder need {want}: copy the model again."
+        )
     if model.head is not None:
         model.head.load_state_dict(head)
     return model.eval(), tokenizer

@@ -101,7 +101,9 @@ class _Answers(_Reader):
         "The array itself; raises `ModelError`, naming a text, when something in it is no number."
         if not np.isfinite(out).all():
             bad = texts[int(np.flatnonzero(~np.isfinite(out).reshape(len(out), -1).all(1))[0])]
-            raise ModelError(f"The model returned no number for the text {str(bad)[:80]!r}: its weights are damaged or its training diverged.")
+            raise ModelError(
+                f"The model returned no number for the text {str(bad)[:80]!r}: its weights are damaged or its training diverged."
+            )
         return out
 
     def _tags(self, texts: Sequence, features: list[Feature]) -> list[np.ndarray]:
@@ -125,7 +127,9 @@ class _Spans(_Answers):
     def _spans(self, texts: Sequence, features: list[Feature]) -> np.ndarray:
         "Record array [n] of the best spans."
         at = [(i, k) for i, f in enumerate(features) for k in range(len(f.rows))]
-        index, rows = self.distinct([Feature((features[i].rows[k],), (features[i].second[k],), offsets=(features[i].offsets[k],)) for i, k in at])
+        index, rows = self.distinct(
+            [Feature((features[i].rows[k],), (features[i].second[k],), offsets=(features[i].offsets[k],)) for i, k in at]
+        )
         read: list = [None] * len(rows)
         for some, batch in self.parts(rows):
             with autocast(self.precision):

@@ -44,11 +44,15 @@ def entity_f1(
 ) -> float:  # 0 to 1
     "Micro F1 over entities (seqeval); raises `DataError` when sentences or words do not pair up."
     if len(gold) != len(predicted) or not len(gold):
-        raise DataError(f"gold has {len(gold)} sentences, the prediction {len(predicted)}: give one prediction a sentence, and at least one.")
+        raise DataError(
+            f"gold has {len(gold)} sentences, the prediction {len(predicted)}: give one prediction a sentence, and at least one."
+        )
     right = said = there = 0
     for i, (g, p) in enumerate(zip(gold, predicted)):
         if len(g) != len(p):
-            raise DataError(f"sentence {i} has {len(g)} words and {len(p)} predicted tags: give one tag a word, '' for one that was not read.")
+            raise DataError(
+                f"sentence {i} has {len(g)} words and {len(p)} predicted tags: give one tag a word, '' for one that was not read."
+            )
         a, b = set(entities(g)), set(entities(p))
         right, said, there = right + len(a & b), said + len(b), there + len(a)
     return _f1(right, said, there)
