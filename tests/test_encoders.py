@@ -137,3 +137,16 @@ def test_weights_of_another_shape_are_refused(tmp_path):
     (tmp_path / "odd/config.json").write_text(json.dumps(facts | {"hidden_size": 48}))
     with pytest.raises(ModelError, match="another shape"):
         load_encoder(tmp_path / "odd")
+
+
+def test_a_tokenizer_that_pads_every_text_is_told_not_to(tmp_path):
+    tok = train_tokenizer({"en": sentences()}, 90)
+    save_encoder(XLMRobertaModel(XLMRobertaConfig(vocab_size=len(tok), type_vocab_size=1, **SMALL)), tok, tmp_path / "padded")
+    facts = json.loads((tmp_path / "padded/tokenizer.json").read_text())
+    facts |= dict(
+        padding=dict(strategy={"Fixed": 40}, direction="Right", pad_to_multiple_of=None, pad_id=1, pad_type_id=0, pad_token="<pad>"),
+        truncation=dict(max_length=5, strategy="LongestFirst", stride=0, direction="Right"),
+    )
+    (tmp_path / "padded/tokenizer.json").write_text(json.dumps(facts))
+    ids = load_encoder(tmp_path / "padded")[1].backend_tokenizer.encode("kana mopo tide", add_special_tokens=False).ids
+    assert 1 not in ids and ids == tok("kana mopo tide", add_special_tokens=False).input_ids

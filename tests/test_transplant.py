@@ -6,15 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from xstudy.core import ModelError, rng
 from xstudy.distil import TransplantSettings, prepare, transplant
 from xstudy.encoders import load_encoder, save_encoder
 from xstudy.loop import LoopSettings
 from xstudy.sources import source
-from xstudy.transplant import english_texts, folder_lexicons, plain_case, trains
+from xstudy.texts import bare
+from xstudy.transplant import english_texts, folder_lexicons, trains
 
 WORDS = "girl boy dog cat sees wants finds likes bread water trees birds red old small big".split()
 FOREIGN = {w: w[::-1] + "u" for w in WORDS}
@@ -103,9 +104,9 @@ def test_a_package_without_a_model_is_refused(bitext, settings, tmp_path):
 
 def test_evaluation_texts_and_the_attackers_entries_are_kept_out(data_root):
     s = source("folder", data_root)
-    evaluation = {plain_case(t) for name in ("xnli", "pawsx") for split in ("dev", "test") for la in ("en",) for x in s.load(name, split, la) for t in x.texts}
+    evaluation = {bare(t) for name in ("xnli", "pawsx") for split in ("dev", "test") for la in ("en",) for x in s.load(name, split, la) for t in x.texts}
     texts = english_texts(s)
-    assert len(texts) > 10_000 and not evaluation & {plain_case(t) for x in texts for t in x}
+    assert len(texts) > 10_000 and not evaluation & {bare(t) for x in texts for t in x}
     lexicons = folder_lexicons(data_root, ("de", "sw", "ur"))
     assert all(trains(e) for lexicon in lexicons.values() for weights in lexicon.values() for e in weights)
     attack = folder_lexicons(data_root, ("de",), part=lambda e: not trains(e))["de"]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TransplantSettings', 'Spelling', 'Material', 'turned', 'aligned_rows', 'switch', 'Batch', 'framed', 'draw',
-           'read_states', 'distil_loss', 'lower_layers', 'material', 'prepare', 'transplant']
+           'read_states', 'distil_loss', 'lower_layers', 'material', 'prepare', 'transplant', 'transplant_folder']
 
 # %% ../nbs/21_distil.ipynb #cell-002
 import json
@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from .core import DataError, SettingsError, rng
-from .encoders import SPECIAL, load_encoder, pad, save_encoder
+from .encoders import load_encoder, pad, save_encoder
 from .loop import LoopSettings, adamw, optimise, save_checkpoint, threads
 from xstudy.transplant import (
-    UNSPACED, Lexicon, align, caseless_tokenizer, merge, new_table, plain_case, teacher_folder, teacher_pieces, transplanted, vocabulary, word_spans, words_of,
+    UNSPACED, Lexicon, align, caseless_tokenizer, english_texts, folder_lexicons, merge, new_table, plain_case, teacher_folder, teacher_pieces, transplanted, vocabulary, word_spans, words_of,
 )  # fmt: skip
 
 # %% ../nbs/21_distil.ipynb #cell-004
@@ -295,3 +295,10 @@ def transplant(
     save_encoder(student, tokenizer, folder)
     (Path(folder) / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True), encoding="utf-8")
     return losses
+
+# %% ../nbs/21_distil.ipynb #cell-017
+def transplant_folder(source, settings: TransplantSettings, folder: Path, checkpoint: Path | None = None) -> list[float]:
+    "A transplant into every language that a folder source has text in, from all that may be read there; errors are those of its readers."
+    text = {la: t for la, t in source.text().items() if la != "en"}
+    lexicons = folder_lexicons(source.root, sorted(text))
+    return transplant(text, source.parallel(), english_texts(source), lexicons, settings, folder, checkpoint)

@@ -212,6 +212,8 @@ def load_encoder(
         first = " ".join(str(e).split())[:200]
         raise ModelError(f"{name} cannot be loaded as an encoder: {first}") from None
     check_loaded(str(name), model, info, tokenizer)
+    tokenizer.backend_tokenizer.no_padding()  # some checkpoints pad every text to a fixed length, a single word too
+    tokenizer.backend_tokenizer.no_truncation()
     limit = min(512, getattr(config, "max_position_embeddings", 514) - 2)
     tokenizer.model_max_length = min(limit, max_length or limit)
     return model, tokenizer

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNSPACED', 'Lexicon', 'TEXTS', 'WORDNETS', 'plain_case', 'word_spans', 'words_of', 'model_one', 'Aligned', 'align',
-           'merge', 'ranked', 'teacher_pieces', 'vocabulary', 'caseless_tokenizer', 'translated', 'new_table',
-           'transplanted', 'teacher_folder', 'trains', 'english_texts', 'folder_lexicons']
+           'merge', 'ranked', 'teacher_pieces', 'vocabulary', 'caseless_tokenizer', 'weighted_means', 'translated',
+           'word_parts', 'new_table', 'transplanted', 'teacher_folder', 'trains', 'english_texts', 'folder_lexicons']
 
 # %% ../nbs/21_transplant.ipynb #cell-002
 import math, unicodedata
@@ -16,17 +16,17 @@ from pathlib import Path
 import numpy as np
 import regex
 import torch
+from scipy.sparse import csr_matrix
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
-from .core import ModelError, rng, sha256
+from .core import ModelError, rng
 from .encoders import SPECIAL, attention_for, looks_local, unigram_pieces, wrap_tokenizer
 from .files import folders_named
-from .inventory import normal
 from .readers import read_lines
 from .segmentation import segments
-from .texts import evaluation_sentences, read_entries
+from .texts import bare, evaluation_sentences, part_of_entry, read_entries
 
 # %% ../nbs/21_transplant.ipynb #cell-004
 UNSPACED = ("th", "zh")
@@ -94,7 +94,7 @@ def align(
     a, b = [np.array([fs[w] for w in s], int) for s in foreign], [np.array([es[w] for w in s], int) for s in english]
     nf, ne = len(fs) + 1, len(es) + 1
     keys, given, count = model_one(a, b, ne)  # p(foreign | English)
-    back, other, _ = model_one(b, a, nf)  # p(English | foreign)
+    back, other, unsaid = model_one(b, a, nf)  # p(English | foreign)
     turned = (back % nf) * ne + back // nf
     order = np.argsort(turned)
     at = np.searchsorted(turned[order], keys).clip(max=len(turned) - 1)
@@ -107,7 +107,7 @@ def align(
             lexicon[f][e] = float(both[k])
     weight = np.maximum(both, _known_weights(keys, ne, fs, es, known or {}))
     tokens = Counter(w for s in english for w in s)
-    spare = np.bincount(back[back % nf == 0] // nf, model_one(b, a, nf)[2][back % nf == 0], ne)
+    spare = np.bincount(back[back % nf == 0] // nf, unsaid[back % nf == 0], ne)
     untranslated = {w: float(spare[i] / tokens[w]) for w, i in es.items() if tokens[w] >= 20}
     return Aligned(dict(lexicon), _links(a, b, keys, weight, ne, least), untranslated)
 
@@ -219,25 +219,35 @@ def caseless_tokenizer(pieces: list[tuple[str, float]]):
     return wrap_tokenizer(tok)
 
 # %% ../nbs/21_transplant.ipynb #cell-019
-def translated(weights: dict[str, float], vector) -> torch.Tensor | None:
-    "The mean of `vector(e)` over English words, weighted by squared weights; None when there is none."
-    known = [(vector(e), w * w) for e, w in weights.items()]
-    known = [(v, w) for v, w in known if v is not None and w > 0]
-    return sum(v * w for v, w in known) / sum(w for _, w in known) if known else None
+def weighted_means(weights: list[dict[int, float]], vectors: np.ndarray) -> np.ndarray:
+    "[len(weights), width]: of each dict row -> weight, the weighted mean of those rows of `vectors`."
+    of = np.repeat(np.arange(len(weights)), [len(w) for w in weights])
+    at, w = (np.array([x for d in weights for x in part(d)]) for part in (dict.keys, dict.values))
+    total = np.bincount(of, w, len(weights))
+    return (csr_matrix((w / total[of], (of, at)), (len(weights), len(vectors))) @ vectors).astype(np.float32)
 
 
-def _parts(wanted: set[str], known: dict[str, torch.Tensor], most: int = 400) -> dict[str, list[str]]:
-    "Piece -> known words that it is part of."
-    found = defaultdict(list)
-    for f in known:
+def translated(lexicon: Lexicon, vector) -> tuple[list[str], np.ndarray]:  # foreign words, their vectors [N, width]
+    "The mean of `vector(e)` over the English words of each foreign word, weighted by squared weights; phrases are left out."
+    vectors = {e: vector(e) for weights in lexicon.values() for e in weights}
+    place = {e: i for i, e in enumerate(e for e, v in vectors.items() if v is not None)}
+    known = {f: {place[e]: w * w for e, w in weights.items() if e in place and w > 0} for f, weights in lexicon.items() if " " not in f}
+    known = {f: w for f, w in known.items() if w}
+    return list(known), weighted_means(list(known.values()), np.stack([vectors[e].numpy() for e in place])) if known else np.zeros((0, 0))
+
+
+def word_parts(wanted: set[str], words: list[str], most: int = 400) -> dict[str, dict[int, float]]:
+    "Piece -> number of each word that it is part of -> the squared share of the word that it covers; at most `most` words."
+    found = defaultdict(dict)
+    for i, f in enumerate(words):
         marked = "▁" + f
         for a in range(len(marked)):
             for b in range(a + 1, min(len(marked), a + 14) + 1):
                 if (p := marked[a:b]) in wanted and len(found[p]) < most:
-                    found[p].append(f)
+                    found[p][i] = (len(p.lstrip("▁")) / len(f)) ** 2
     return found
 
-
+# %% ../nbs/21_transplant.ipynb #cell-020
 def new_table(
     pieces: list[str],  # the vocabulary
     english: dict[str, int],  # pieces of the teacher -> its id
@@ -247,29 +257,26 @@ def new_table(
     lexicons: dict[str, Lexicon],
 ) -> tuple[torch.Tensor, Counter]:  # [len(pieces), width], how many rows came from where
     "The embeddings of the new vocabulary."
-    found = defaultdict(list)
-    for la in sorted(lexicons):
-        for f, weights in lexicons[la].items():
-            if " " not in f and (v := translated(weights, vector)) is not None:
-                found[f].append(v)
-    known = {f: torch.stack(v).mean(0) for f, v in found.items()}
-    parts = _parts({p for p in pieces if p not in english}, known)
-    out, mean, origin = torch.empty(len(pieces), table.shape[1]), table.mean(0), Counter()
+    words, vectors = translated(merge(*(lexicons[la] for la in sorted(lexicons))), vector)
+    number = {f: i for i, f in enumerate(words)}
+    parts = word_parts({p for p in pieces if p not in english and p != "▁"}, words)
+    out, origin, weights = table.mean(0).repeat(len(pieces), 1), Counter(), {}
     for i, p in enumerate(pieces):
         core = p.lstrip("▁")
         if i < len(SPECIAL) or p in english:
             out[i], where = table[special[i] if i < len(SPECIAL) else english[p]], "teacher"
-        elif core in known and (p != core or _NO_SPACE.search(core)):
-            out[i], where = known[core], "translations"
-        elif core and parts.get(p):
-            w = torch.tensor([(len(core) / len(f)) ** 2 for f in parts[p]])
-            out[i], where = (torch.stack([known[f] for f in parts[p]]) * w[:, None]).sum(0) / w.sum(), "parts"
+        elif core in number and (p != core or _NO_SPACE.search(core)):
+            weights[i], where = {number[core]: 1.0}, "translations"
+        elif parts.get(p):
+            weights[i], where = parts[p], "parts"
         else:
-            out[i], where = mean, "mean"
+            where = "mean"
         origin[where] += 1
+    if weights:
+        out[list(weights)] = torch.from_numpy(weighted_means(list(weights.values()), vectors))
     return out, origin
 
-# %% ../nbs/21_transplant.ipynb #cell-023
+# %% ../nbs/21_transplant.ipynb #cell-024
 def transplanted(teacher, table: torch.Tensor) -> XLMRobertaModel:
     "An encoder of XLM-R's shape with the teacher's body and a new table; raises `ModelError` for a teacher that is not of BERT's kind."
     c = teacher.config
@@ -291,7 +298,7 @@ def transplanted(teacher, table: torch.Tensor) -> XLMRobertaModel:
     model.load_state_dict(new)
     return model
 
-# %% ../nbs/21_transplant.ipynb #cell-024
+# %% ../nbs/21_transplant.ipynb #cell-025
 def teacher_folder(name: str) -> str:
     "The model folder that an installed package carries, or the name itself; raises `ModelError` for a package that carries none."
     from importlib.metadata import PackageNotFoundError, files
@@ -306,23 +313,23 @@ def teacher_folder(name: str) -> str:
         raise ModelError(f"The package {name} carries no model folder: name a folder or a hub id.")
     return str(Path(found[0].locate()).parent)
 
-# %% ../nbs/21_transplant.ipynb #cell-026
+# %% ../nbs/21_transplant.ipynb #cell-027
 TEXTS = ("mnli", "cad-nli", "qqp", "paws", "squad", "sib200")  # tasks whose English training texts are read, without labels
 
 
 def trains(english: str) -> bool:
     "Whether the dictionary entries of an English word may build an encoder; the others are left to attacks."
-    return int(sha256(f"entry|{english}")[:8], 16) % 2 == 0
+    return part_of_entry(english) == "train"
 
 
 def english_texts(source, tasks: tuple = TEXTS) -> list[tuple[str, ...]]:
     "English training texts, pairs as pairs, without any sentence that evaluates."
-    banned, out = evaluation_sentences(source), []
+    banned, out = evaluation_sentences(source, source.as_text), []
     for name in tasks:
         if "en" in source.languages(name):
             for x in source.load(name, "train", "en"):
                 texts = (x.question,) if hasattr(x, "question") else tuple(x.texts)
-                if banned.isdisjoint(map(normal, texts)):
+                if banned.isdisjoint(map(bare, texts)):
                     out.append(texts)
     return out
 
@@ -341,7 +348,7 @@ def _machine_table(root: Path, language: str, part) -> Lexicon:
             out.setdefault(foreign, {})[english] = 0.5
     return out
 
-# %% ../nbs/21_transplant.ipynb #cell-027
+# %% ../nbs/21_transplant.ipynb #cell-028
 WORDNETS = dict(ar="wn-data-arb", bg="wn-data-bul", de="wn-wikt-deu", hi="wn-wikt-hin", ru="wn-wikt-rus", sw="wn-wikt-swa", tr="wn-wikt-tur", zh="wn-data-cmn")
 
 
