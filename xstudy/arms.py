@@ -64,13 +64,18 @@ def _common(p: Profile) -> list[Arm]:
 
 
 def _times(p: Profile, name: str) -> str:
-    return f"-x{cost_of(name):g}"
+    return f"-x{cost_of(name, **p.factors.options.get(name, {})):g}"
+
+
+def _under(p: Profile, name: str) -> dict:
+    "The settings of a stage under a regime."
+    return dict(regime=name, options=p.factors.options.get(name, {}))
 
 
 def _adversarial(p: Profile) -> list[Arm]:
     i = p.intermediate[-1]
     plain = {s: after(p, i, s, "control", times=float(s[2:])) for s in sorted({_times(p, r) for r in p.factors.regimes})}
-    return [after(p, i), *plain.values(), *(after(p, i, f"-{r}", regime=r) for r in p.factors.regimes)]
+    return [after(p, i), *plain.values(), *(after(p, i, f"-{r}", **_under(p, r)) for r in p.factors.regimes)]
 
 
 def _sizes(p: Profile) -> list[Arm]:
@@ -82,7 +87,7 @@ def _sizes(p: Profile) -> list[Arm]:
 def _multilingual(p: Profile) -> list[Arm]:
     first = p.intermediate[0]
     sets = [after(p, first, f"-multi-{n}", languages=codes) for n, codes in enumerate(p.factors.rotation, 1)]
-    return [after(p, first), *sets, Arm("robust", None, target_of(p, True, regime=p.factors.robust))]
+    return [after(p, first), *sets, Arm("robust", None, target_of(p, True, **_under(p, p.factors.robust)))]
 
 
 def _domains(p: Profile) -> list[Arm]:

@@ -80,6 +80,7 @@ class Factors:
     "What the questions after the first vary."
 
     regimes: tuple[str, ...] = ()  # rq2: adversarial training of the intermediate stage, named as in `regimes`
+    options: dict = field(default_factory=dict, hash=False)  # regime -> its options, where they are not the defaults
     sizes: tuple[str, ...] = ()  # rq3: further encoders of the lab family, beside the profile's own
     language: str = ""  # rq3: intermediate data in this language instead of English, the same items
     rotation: tuple[tuple[str, ...], ...] = ()  # rq4: languages of multilingual intermediate data, one set an arm, no language in two of them
@@ -199,7 +200,7 @@ def check_factors(p: Profile):
     "Refuses factors that no arm could be made of: unknown regimes, sizes, tasks or languages, a domain of one data set."
     f = p.factors
     for name in (*f.regimes, *([f.robust] if f.robust else [])):
-        cost_of(name)
+        cost_of(name, **f.options.get(name, {}))
     for size in f.sizes:
         encoder_spec(size)
     for code in (*f.low, *(c for part in f.rotation for c in part), *([f.language] if f.language else [])):

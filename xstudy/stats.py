@@ -448,7 +448,7 @@ class Cell:
 
     arm: str
     weight: float = 1.0  # negative: subtracted
-    languages: tuple[str, ...] = ()  # all where empty
+    languages: tuple[str, ...] = ()  # those of them that the measure was taken in; all where empty
 
 
 def contrast_cells(
@@ -459,19 +459,20 @@ def contrast_cells(
     gate: pd.DataFrame | None = None,  # from `metrics.gate`
     alpha: float = 0.05,
     name: str = "",
+    notes: tuple = (),  # reasons known beforehand why no verdict is allowed
 ) -> Effect:
     "The weighted sum of cells, paired by seed and premise; raises `DataError` for a missing arm, or premises that not all cells have."
     if missing := sorted({c.arm for c in cells} - set(items["arm"].unique())):
         raise DataError(f"the {measure} rows hold no arm {', '.join(missing)}: there are {', '.join(sorted(items['arm'].unique()))}.")
     have = [set(items.loc[items["arm"] == c.arm, "seed"].unique()) for c in cells]
-    seeds, notes, read = set.intersection(*have), [], []
+    seeds, there, read = set.intersection(*have), set(items["language"].unique()), []
     for c in cells:
-        languages, why = passing(c.languages or items["language"].unique(), gate)
+        languages, why = passing(there.intersection(c.languages or there), gate)
         part = items[(items["arm"] == c.arm) & items["language"].isin(languages) & items["seed"].isin(seeds)]
-        if lost := sorted(set(languages) - set(part["language"])) or ([] if len(part) else ["any language"]):
-            raise DataError(f"arm {c.arm!r} has no {measure} rows in {', '.join(lost)}: a cell needs rows in each of its languages.")
+        if lost := sorted(set(languages) - set(part["language"])) or ([] if len(part) else ["any of its languages"]):
+            raise DataError(f"arm {c.arm!r} has no {measure} rows in {', '.join(lost)}: run it there, or leave them out of the contrast.")
         read.append((c, *seed_by_cluster(part, value, f"arm {c.arm}, {measure}")))
-        notes += why
+        notes = (*notes, *why)
         if read[-1][4] != read[0][4]:
             raise DataError(f"arm {c.arm!r} answered other premises than {cells[0].arm!r}: the cells of a contrast share them.")
     side = lambda sign: sum(abs(c.weight) * values for c, values, *_ in read if sign * c.weight > 0)
