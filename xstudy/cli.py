@@ -425,7 +425,7 @@ def bench_notebooks_(
         found = bench_notebooks(repeats, NOTEBOOKS / "arm.ipynb", lambda: dict(profile="lab-demo", store=place, seed=next(seeds)))
     show(found if as_json else [{k: v for k, v in found.items() if isinstance(v, (int, float, str))}], as_json, "Notebooks")
 
-# %% ../nbs/70_cli.ipynb #cell-032
+
 @benches.command("lab")
 def bench_lab_(repeats: Annotated[int, typer.Option(help="Measurements, of which the median is shown.")] = 3, as_json: Json = False):
     """Sentences a second of the lab, and the seconds that all its tasks take in fifteen languages.
@@ -438,7 +438,7 @@ def bench_lab_(repeats: Annotated[int, typer.Option(help="Measurements, of which
         found = bench_lab(repeats)
     show(found if as_json else [found], as_json, "Lab")
 
-# %% ../nbs/70_cli.ipynb #cell-033
+
 @benches.command("train")
 def bench_train_(
     repeats: Annotated[int, typer.Option(help="Turns of every side.")] = 5,
@@ -460,7 +460,7 @@ def bench_train_(
              for m, c in found["models"].items() for side, x in c["sides"].items()]  # fmt: skip
     show(found if as_json else table, as_json, "Training")
 
-# %% ../nbs/70_cli.ipynb #cell-035
+# %% ../nbs/70_cli.ipynb #cell-033
 def main(words: list[str] | None = None) -> int:
     "Entry point: exit code 0, 2 for the user's mistake (one sentence), 1 for ours, 130 for Ctrl-C."
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

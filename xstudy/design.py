@@ -209,6 +209,10 @@ def check_factors(p: Profile):
     everywhere = [c for part in f.rotation for c in part if c != "en"]
     if len(set(everywhere)) < len(everywhere) or len(f.rotation) == 1:
         raise SettingsError(f"{p.name}: factors.rotation needs two sets of languages or more, and no language but English in two of them.")
+    asked = {*p.evaluation.adaptive_languages} - {"en"}
+    for what, codes in [*((f"rotation {n}", asked - set(part)) for n, part in enumerate(f.rotation, 1)), ("low, or the others,", asked & set(f.low) and asked - set(f.low))]:
+        if not codes and (f.low if what.startswith("low") else f.rotation):
+            raise SettingsError(f"{p.name}: factors.{what} leaves no language of evaluation.adaptive_languages to compare in: add one.")
     for x in f.domains:
         if len(x.tasks) < 2:
             raise SettingsError(f"{p.name}: domain {x.name!r} has one data set, so it could not be told from it: give two.")

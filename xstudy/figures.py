@@ -48,11 +48,12 @@ def arm_styles(
 
 
 def _legend(ax, styles: dict, line: bool = False, extra: tuple = ()) -> None:
-    "One frameless row of keys above the axes."
+    "Frameless keys above the axes, as many a row as the figure is wide enough for."
     keys = [Line2D([], [], color=s["color"], marker=s["marker"], ms=4.5, ls=s["linestyle"] if line else "", label=a)
             for a, s in styles.items()] + list(extra)  # fmt: skip
-    ax.legend(handles=keys, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=min(len(keys), 5), borderaxespad=0.3, handletextpad=0.4,
-              columnspacing=1.4)  # fmt: skip
+    inches = 0.35 + 0.06 * max((len(k.get_label()) for k in keys), default=1)
+    fit = max(1, min(len(keys), 5, int(ax.figure.get_figwidth() / inches)))
+    ax.legend(handles=keys, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=fit, borderaxespad=0.3, handletextpad=0.4, columnspacing=1.4)
 
 # %% ../nbs/42_figures.ipynb #cell-010
 def accuracy_by_language(
@@ -111,7 +112,8 @@ def effects_forest(
     "Forest plot of contrasts with intervals, zero line, detectable effects and verdicts."
     e = _checked(effects, ("name", "estimate", "low", "high", "mde", "verdict_allowed"), "the forest").reset_index(drop=True)
     with mpl.rc_context(STYLE):
-        fig = Figure(figsize=(WIDTH, 0.75 + 0.27 * len(e)), layout="constrained")
+        lines = max(str(n).count("\n") for n in e["name"]) + 1 if len(e) else 1
+        fig = Figure(figsize=(WIDTH, 0.75 + (0.13 + 0.14 * lines) * len(e)), layout="constrained")
         ax = fig.subplots()
         ax.axvline(0, color=".25", lw=0.8, zorder=0)
         for y, row in e.iterrows():

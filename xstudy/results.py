@@ -8,7 +8,7 @@ __all__ = ['FEWEST', 'VALIDITY_MEASURE', 'PRESERVATION', 'all_predictions', 'res
            'arms_summary', 'accuracy_table', 'figures_of', 'file_result', 'pretraining_curve', 'write_result']
 
 # %% ../nbs/54_results.ipynb #cell-002
-import json
+import json, textwrap
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -197,8 +197,8 @@ def figures_of(study_profile, table: pd.DataFrame, effects: pd.DataFrame, questi
         t = accuracies(part[(part["mode"] == "clean") | ((part["mode"] == "noise") & (part["attack"] == attack))])
         caption = f"Accuracy in each language, clean and under fixed {attack} noise, with 95 % intervals over seeds and premises. Dotted: guessing."
         out.append((f"accuracy-{attack}", accuracy_by_language(t, task(study_profile.target).chance), t, caption, f"Dots by language, clean and under {attack} noise"))
-    main = effects[(effects.role.isin(["main", "single"])) & effects.measure.str.contains("adv|clean")].copy()
-    main["name"] = main.contrast.str.replace("_vs_token_matched", "").str.replace("_", " ") + ", " + main.measure.str.replace("_", " ")
+    main = effects[(effects.role == "main") & effects.measure.str.contains("adv|clean") | (effects.role == "single") & effects.measure.str.startswith("adv")].copy()
+    main["name"] = [textwrap.fill(f"{c.replace('_vs_token_matched', '')}, {m}".replace("_", " "), 30) for c, m in zip(main.contrast, main.measure)]
     caption = f"{QUESTIONS[question].text} Differences in points, with intervals corrected for the number of tests."
     out.append(("effects", effects_forest(main), main, caption, "Forest plot of the question's contrasts"))
     for attack in study_profile.evaluation.attacks:

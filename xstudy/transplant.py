@@ -154,9 +154,10 @@ def ranked(entries: list[tuple[str, str]], part=None) -> Lexicon:
     "Entries (English, foreign), best first, of the English words that `part` accepts; the r-th translation of a word weighs 1/r."
     rank, out = Counter(), {}
     for english, foreign in entries:
-        if (part is None or part(english)) and english != foreign:
-            rank[english] += 1
-            out.setdefault(plain_case(foreign), {}).setdefault(plain_case(english), 1.0 / rank[english])
+        plain = plain_case(english)
+        if english != foreign and (part is None or part(english) and part(plain)):  # NFKC may turn one English word into another
+            rank[plain] += 1
+            out.setdefault(plain_case(foreign), {}).setdefault(plain, 1.0 / rank[plain])
     return out
 
 # %% ../nbs/21_transplant.ipynb #cell-016
