@@ -210,9 +210,10 @@ def check_factors(p: Profile):
     if len(set(everywhere)) < len(everywhere) or len(f.rotation) == 1:
         raise SettingsError(f"{p.name}: factors.rotation needs two sets of languages or more, and no language but English in two of them.")
     asked = {*p.evaluation.adaptive_languages} - {"en"}
-    for what, codes in [*((f"rotation {n}", asked - set(part)) for n, part in enumerate(f.rotation, 1)), ("low, or the others,", asked & set(f.low) and asked - set(f.low))]:
-        if not codes and (f.low if what.startswith("low") else f.rotation):
-            raise SettingsError(f"{p.name}: factors.{what} leaves no language of evaluation.adaptive_languages to compare in: add one.")
+    lacking = [f"rotation {n}" for n, part in enumerate(f.rotation, 1) if "rq4" in p.questions and not asked - set(part)]
+    lacking += ["low"] if "rq5" in p.questions and not (asked & set(f.low) and asked - set(f.low)) else []
+    if lacking:
+        raise SettingsError(f"{p.name}: factors.{lacking[0]} leaves no language of evaluation.adaptive_languages to compare in: add one.")
     for x in f.domains:
         if len(x.tasks) < 2:
             raise SettingsError(f"{p.name}: domain {x.name!r} has one data set, so it could not be told from it: give two.")
