@@ -140,6 +140,8 @@ def build(kind, value, where: str):
         if not isinstance(value, (list, tuple)):
             raise SettingsError(f"{where} must be a list, not {value!r}.")
         return tuple(build(typing.get_args(kind)[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    if kind is tuple and isinstance(value, (list, tuple)):
+        return tuple(tuple(x) if isinstance(x, list) else x for x in value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
