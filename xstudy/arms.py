@@ -80,7 +80,7 @@ def _adversarial(p: Profile) -> list[Arm]:
 
 def _sizes(p: Profile) -> list[Arm]:
     first = p.intermediate[0]
-    more = [a for s in p.factors.sizes for a in (Arm(f"direct-matched@{s}", None, target_of(p, True), role="control", encoder=s), after(p, first, f"@{s}", encoder=s))]
+    more = [a for s in p.factors.sizes for a in (Arm(f"direct-matched-on-{s}", None, target_of(p, True), role="control", encoder=s), after(p, first, f"-on-{s}", encoder=s))]
     return [after(p, first), after(p, first, f"-{p.factors.language}", languages=(p.factors.language,)), *more]
 
 
@@ -142,7 +142,7 @@ def less(plus, minus, languages: tuple = (), weight: float = 1.0) -> tuple[Cell,
 
 # %% ../nbs/50_arms.ipynb #cell-013
 def _name(plus: str, minus: str = "token_matched") -> str:
-    return f"{plus}_vs_{minus}".replace("-", "_").replace("@", "_at_")
+    return f"{plus}_vs_{minus}".replace("-", "_")
 
 
 def _rq1(p: Profile, single) -> list:
@@ -159,7 +159,7 @@ def _rq2(p: Profile, single) -> list:
 
 def _rq3(p: Profile, single) -> list:
     t, own = short_name(p.intermediate[0].task), p.pretrain.size
-    at = lambda name, size: name if size == own else f"{name}@{size}"
+    at = lambda name, size: name if size == own else f"{name}-on-{size}"
     small, *_, big = sorted((own, *p.factors.sizes), key=lambda s: encoder_spec(s).body)
     gain = lambda size, weight: less(at(t, size), at("direct-matched", size), weight=weight)
     each = [("single", _name(f"{t}_gain_at_{s}"), gain(s, 1.0)) for s in (small, big)]
