@@ -21,7 +21,8 @@ from .core import DataError, SettingsError, rng
 from .encoders import load_encoder, pad, save_encoder
 from .loop import LoopSettings, adamw, optimise, save_checkpoint, threads
 from xstudy.transplant import (
-    UNSPACED, Lexicon, align, caseless_tokenizer, english_texts, folder_lexicons, merge, new_table, plain_case, teacher_folder, teacher_pieces, transplanted, vocabulary, word_spans, words_of,
+    UNSPACED, Lexicon, align, caseless_tokenizer, english_texts, folder_lexicons, merge, new_table, plain_case, teacher_folder, teacher_pieces,
+    transplanted, vocabulary, word_spans, words_of,
 )  # fmt: skip
 
 # %% ../nbs/21_distil.ipynb #cell-004
@@ -259,7 +260,8 @@ def prepare(text: dict, parallel: list, english: list, lexicons: dict, s: Transp
 
     m, (tokenizer, student, origin) = material(text, parallel, english, lexicons, build)
     between = teacher_tokenizer.num_special_tokens_to_add(pair=True) - 2
-    facts = dict(vocabulary=len(tokenizer), rows=dict(origin), english=len(m.english), aligned=len(m.rows), entries={la: len(m.choices[la]) for la in m.languages})
+    entries = {la: len(m.choices[la]) for la in m.languages}
+    facts = dict(vocabulary=len(tokenizer), rows=dict(origin), english=len(m.english), aligned=len(m.rows), entries=entries)
     return student, tokenizer, teacher.requires_grad_(False).eval(), m, (spell_english, special[0], special[2], between), facts
 
 # %% ../nbs/21_distil.ipynb #cell-016

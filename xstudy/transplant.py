@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import regex
 import torch
+from opencc import OpenCC
 from scipy.sparse import csr_matrix
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
@@ -101,7 +102,7 @@ def align(
     both = np.where((turned[order][at] == keys) & (keys % ne > 0), np.sqrt(given * other[order][at]), 0.0)
     fw, ew = [None, *fs], [None, *es]
     lexicon = defaultdict(dict)
-    for k in np.flatnonzero((both > 0.1) & (count > 0.5)):
+    for k in np.flatnonzero((both > 0.03) & (count > 0.3)):  # weak entries matter only to words that have no other
         f, e = fw[keys[k] // ne], ew[keys[k] % ne]
         if _LETTER.search(f) and _LETTER.search(e):
             lexicon[f][e] = float(both[k])
@@ -350,6 +351,7 @@ def _machine_table(root: Path, language: str, part) -> Lexicon:
     return out
 
 # %% ../nbs/21_transplant.ipynb #cell-028
+_SIMPLIFIED = OpenCC("t2s")
 WORDNETS = dict(ar="wn-data-arb", bg="wn-data-bul", de="wn-wikt-deu", hi="wn-wikt-hin", ru="wn-wikt-rus", sw="wn-wikt-swa", tr="wn-wikt-tur", zh="wn-data-cmn")
 
 
@@ -381,5 +383,7 @@ def folder_lexicons(root: str | Path, languages, part=trains) -> dict[str, Lexic
         entries = read_entries(path) if path else []
         if la == "sw" and ("and", "och") in entries:  # Swedish under the name of Swahili
             entries = []
+        if la == "zh":  # both scripts stand in the dictionary, and texts are in the simplified one
+            entries = [(e, _SIMPLIFIED.convert(f)) for e, f in entries]
         out[la] = merge(ranked(entries, part), _machine_table(root, la, part))
     return out | {la: merge(out[la], _by_meaning(root, la, out)) for la in ("sw",) if la in out}
