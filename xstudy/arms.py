@@ -80,7 +80,8 @@ def _adversarial(p: Profile) -> list[Arm]:
 
 def _sizes(p: Profile) -> list[Arm]:
     first = p.intermediate[0]
-    more = [a for s in p.factors.sizes for a in (Arm(f"direct-matched-on-{s}", None, target_of(p, True), role="control", encoder=s), after(p, first, f"-on-{s}", encoder=s))]
+    plain = [Arm(f"direct-matched-on-{s}", None, target_of(p, True), role="control", encoder=s) for s in p.factors.sizes]
+    more = [*plain, *(after(p, first, f"-on-{s}", encoder=s) for s in p.factors.sizes)]
     return [after(p, first), after(p, first, f"-{p.factors.language}", languages=(p.factors.language,)), *more]
 
 
@@ -154,7 +155,8 @@ def _rq2(p: Profile, single) -> list:
     t, regimes = short_name(p.intermediate[-1].task), p.factors.regimes
     pairs = [(f"{t}-{r}", t + _times(p, r)) for r in regimes]
     mean = tuple(c for a, b in pairs for c in less(a, b, weight=1 / len(pairs)))
-    return [("main", QUESTIONS["rq2"].main, mean), *(("single", _name(a, "equal_compute"), less(a, b)) for a, b in pairs), *(("single", _name(a, t), less(a, t)) for a, _ in pairs), single(t, "direct-matched", "control")]
+    each = [x for a, b in pairs for x in (("single", _name(a, "equal_compute"), less(a, b)), ("single", _name(a, t), less(a, t)))]
+    return [("main", QUESTIONS["rq2"].main, mean), *each, single(t, "direct-matched", "control")]
 
 
 def _rq3(p: Profile, single) -> list:
@@ -163,16 +165,18 @@ def _rq3(p: Profile, single) -> list:
     small, *_, big = sorted((own, *p.factors.sizes), key=lambda s: encoder_spec(s).body)
     gain = lambda size, weight: less(at(t, size), at("direct-matched", size), weight=weight)
     each = [("single", _name(f"{t}_gain_at_{s}"), gain(s, 1.0)) for s in (small, big)]
-    return [("main", QUESTIONS["rq3"].main, (*gain(big, 1.0), *gain(small, -1.0))), *each, ("single", f"{t}_{p.factors.language}_vs_english", less(f"{t}-{p.factors.language}", t))]
+    other = ("single", f"{t}_{p.factors.language}_vs_english", less(f"{t}-{p.factors.language}", t))
+    return [("main", QUESTIONS["rq3"].main, (*gain(big, 1.0), *gain(small, -1.0))), *each, other]
 
 
 def _rq4(p: Profile, single) -> list:
     t, sets = short_name(p.intermediate[0].task), p.factors.rotation
     def lacking(control):
         return tuple(c for n, codes in enumerate(sets, 1) for c in less(f"{t}-multi-{n}", control, _without(codes), 1 / len(sets)))
-    return [("main", QUESTIONS["rq4"].main, lacking(t)), ("single", "multilingual_vs_token_matched_where_absent", lacking("direct-matched")), ("single", "multilingual_vs_robust_where_absent", lacking("robust")),
-            *(("single", _name(f"{t}_multi_{n}", "english_where_present"), less(f"{t}-multi-{n}", t, tuple(c for c in codes if c != "en"))) for n, codes in enumerate(sets, 1)),
-            single("robust", "direct-matched")]  # fmt: skip
+    against = [("single", f"multilingual_vs_{name}_where_absent", lacking(arm)) for name, arm in (("token_matched", "direct-matched"), ("robust", "robust"))]
+    present = [tuple(c for c in codes if c != "en") for codes in sets]
+    there = [("single", _name(f"{t}_multi_{n}", "english_where_present"), less(f"{t}-multi-{n}", t, codes)) for n, codes in enumerate(present, 1)]
+    return [("main", QUESTIONS["rq4"].main, lacking(t)), *against, *there, single("robust", "direct-matched")]
 
 
 def _rq5(p: Profile, single) -> list:
@@ -180,7 +184,8 @@ def _rq5(p: Profile, single) -> list:
     rest, low = tuple(a for d in others for a in d), p.factors.low
     high = tuple(c for c in LANGUAGES if c not in low and c != "en")
     by = [(f"domain_{word}_resource", less(rest, first, codes)) for word, codes in (("low", low), ("high", high))]
-    return [("main", QUESTIONS["rq5"].main, (*less(rest, first, low), *less(rest, first, high, -1.0))), *(("single", *x) for x in by), *(single(a, "direct-matched") for a in (*first, *rest))]
+    main = (*less(rest, first, low), *less(rest, first, high, -1.0))
+    return [("main", QUESTIONS["rq5"].main, main), *(("single", *x) for x in by), *(single(a, "direct-matched") for a in (*first, *rest))]
 
 
 def _without(codes: tuple) -> tuple:
@@ -197,7 +202,8 @@ def contrasts(p: Profile, question: str = "rq1") -> list[Contrast]:
         raise SettingsError(f"there is no question {question!r}.{nearest(question, _CONTRASTS)}")
     single = lambda arm, control, role="single": (role, _name(arm, "token_matched" if control == "direct-matched" else control), less(arm, control))
     made = [*_CONTRASTS[question](p, single), single("shuffled", "direct-matched", "control"), single("typo-trained", "direct-matched", "validity")]
-    return [Contrast(name, question, cells, role, int(role == "validity"), DESCRIPTIVE.get(question, "") if role == "main" else "") for role, name, cells in made]
+    note = lambda role: DESCRIPTIVE.get(question, "") if role == "main" else ""
+    return [Contrast(name, question, cells, role, int(role == "validity"), note(role)) for role, name, cells in made]
 
 
 def measures(p: Profile) -> list[tuple[str, str, str]]:

@@ -438,7 +438,7 @@ def bench_lab_(repeats: Annotated[int, typer.Option(help="Measurements, of which
         found = bench_lab(repeats)
     show(found if as_json else [found], as_json, "Lab")
 
-
+# %% ../nbs/70_cli.ipynb #cell-032
 @benches.command("train")
 def bench_train_(
     repeats: Annotated[int, typer.Option(help="Turns of every side.")] = 5,
@@ -460,7 +460,7 @@ def bench_train_(
              for m, c in found["models"].items() for side, x in c["sides"].items()]  # fmt: skip
     show(found if as_json else table, as_json, "Training")
 
-# %% ../nbs/70_cli.ipynb #cell-033
+# %% ../nbs/70_cli.ipynb #cell-034
 def main(words: list[str] | None = None) -> int:
     "Entry point: exit code 0, 2 for the user's mistake (one sentence), 1 for ours, 130 for Ctrl-C."
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -91,7 +91,7 @@ class Factors:
 
 NEEDS = {"rq2": ("regimes",), "rq3": ("sizes", "language"), "rq4": ("rotation", "robust"), "rq5": ("domains", "low")}
 
-
+# %% ../nbs/50_design.ipynb #cell-009
 @dataclass(frozen=True)
 class Profile:
     "One scale at which the study is run."
@@ -122,7 +122,7 @@ class Profile:
         "Whether sentences of the data may be printed: the lab's always, others where `quote` says so."
         return self.source == "lab" or self.quote
 
-# %% ../nbs/50_design.ipynb #cell-009
+# %% ../nbs/50_design.ipynb #cell-010
 def build(kind, value, where: str):
     "`value` (of YAML) as `kind` (a dataclass, tuple, or JSON type); raises `SettingsError` that names the place for what does not fit."
     if dataclasses.is_dataclass(kind):
@@ -148,7 +148,7 @@ def build(kind, value, where: str):
         raise SettingsError(f"{where} must be a {kind.__name__}, not {value!r}.")
     return value
 
-# %% ../nbs/50_design.ipynb #cell-012
+# %% ../nbs/50_design.ipynb #cell-013
 def profile_names() -> list[str]:
     "The profiles that come with the package."
     return sorted(p.name.removesuffix(".yaml") for p in (resources.files("xstudy") / "data" / "profiles").iterdir() if p.name.endswith(".yaml"))
@@ -176,7 +176,7 @@ def load_profile(
         raw["stage"] = {"task": "", "tokens": 1} | raw.get("stage", {})
     return check_profile(build(Profile, raw | changes, path.stem))
 
-# %% ../nbs/50_design.ipynb #cell-013
+# %% ../nbs/50_design.ipynb #cell-014
 def check_profile(p: Profile) -> Profile:
     "Refuses what no run could do: unknown tasks, languages, questions, no seeds."
     for q in p.questions:
@@ -197,7 +197,7 @@ def check_profile(p: Profile) -> Profile:
     check_factors(p)
     return p
 
-
+# %% ../nbs/50_design.ipynb #cell-015
 def check_factors(p: Profile):
     "Refuses factors that no arm could be made of: unknown regimes, sizes, tasks or languages, a domain of one data set."
     f = p.factors

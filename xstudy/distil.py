@@ -21,7 +21,8 @@ from .core import DataError, SettingsError, rng
 from .encoders import load_encoder, pad, save_encoder
 from .loop import LoopSettings, adamw, optimise, save_checkpoint, threads
 from xstudy.transplant import (
-    UNSPACED, Lexicon, align, caseless_tokenizer, english_texts, folder_lexicons, merge, new_table, plain_case, teacher_folder, teacher_pieces, transplanted, vocabulary, word_spans, words_of,
+    UNSPACED, Lexicon, align, caseless_tokenizer, english_texts, folder_lexicons, merge, new_table, plain_case, teacher_folder, teacher_pieces,
+    transplanted, vocabulary, word_spans, words_of,
 )  # fmt: skip
 
 # %% ../nbs/21_distil.ipynb #cell-004
@@ -106,7 +107,7 @@ def aligned_rows(parallel: list[dict], language: str, known: Lexicon) -> tuple: 
         return None, [], []
     return align([[w for w, _ in s] for s in spans], [words_of(parallel[i]["en"]) for i in use], known), use, spans
 
-# %% ../nbs/21_distil.ipynb #cell-009
+# %% ../nbs/21_distil.ipynb #cell-010
 def switch(words: list[str], language: str, share: float, m: Material, s: TransplantSettings, spell: Spelling, g) -> tuple[list[int], list[int]]:
     "(piece ids, place of the English word of each) of a text with `share` of its words replaced."
     ids, place, open_run = [], [], False
@@ -127,7 +128,7 @@ def switch(words: list[str], language: str, share: float, m: Material, s: Transp
         ids, place = ids + new, place + [i] * len(new)
     return ids, place
 
-# %% ../nbs/21_distil.ipynb #cell-010
+# %% ../nbs/21_distil.ipynb #cell-011
 @dataclass
 class Batch:
     "Texts of the teacher, and versions of them for the student; -1 marks pieces that belong to no word."
@@ -147,7 +148,7 @@ def framed(segments: list[tuple[list, list]], first: int, last: int, between: in
         ids, place = ids + [last] * extra + list(x) + [last], place + [-1] * extra + list(w) + [-1]
     return np.array(ids[:limit], dtype=np.int64), np.array(place[:limit], dtype=np.int64)
 
-
+# %% ../nbs/21_distil.ipynb #cell-013
 def draw(m: Material, s: TransplantSettings, spell: Spelling, teacher, step: int) -> Batch:
     "The texts of a step: a function of its number. `teacher` is (spelling, first, last, number of pieces between two texts)."
     g, languages, out = rng("transplant", s.seed, step), m.languages, Batch([], [], [], [], np.zeros(0, int))
@@ -172,7 +173,7 @@ def draw(m: Material, s: TransplantSettings, spell: Spelling, teacher, step: int
             out.student.append(ids), out.student_words.append(place), own.append(n)
     return replace(out, of=np.array(own))
 
-# %% ../nbs/21_distil.ipynb #cell-012
+# %% ../nbs/21_distil.ipynb #cell-015
 def read_states(model, texts: list[np.ndarray], words: list[np.ndarray], width: int, pad_id: int, groups: int) -> tuple:
     "(mean state of each word [B * width, d], which words there are [B * width], mean state of each text [B, d])."
     d, order = model.config.hidden_size, np.argsort([len(x) for x in texts], kind="stable")
@@ -202,7 +203,7 @@ def distil_loss(student, teacher, b: Batch, sentence: float, teacher_pad: int = 
     by_word = (got - goal[of]).square().mean(-1)[both].sum() / both.sum().clamp(min=1)
     return by_word + sentence * (mine - whole[of]).square().mean()
 
-# %% ../nbs/21_distil.ipynb #cell-014
+# %% ../nbs/21_distil.ipynb #cell-017
 @contextmanager
 def lower_layers(n: int, *models):
     "Inside the block the models have their first `n` layers only."
@@ -237,7 +238,7 @@ def material(text: dict, parallel: list, english: list, lexicons: dict, build) -
     unsaid = {la: {w: p for w, p in (a.untranslated if a else {}).items() if w not in choices[la]} for la, (a, _, _) in done.items()}
     return Material(texts, [r for r in rows if r[1]], choices, unsaid), made
 
-# %% ../nbs/21_distil.ipynb #cell-015
+# %% ../nbs/21_distil.ipynb #cell-018
 def prepare(text: dict, parallel: list, english: list, lexicons: dict, s: TransplantSettings) -> tuple:  # student, tokenizer, teacher, Material, frame, facts
     "Teacher, student before any training, and what they read."
     teacher, teacher_tokenizer = load_encoder(teacher_folder(s.teacher))
@@ -259,10 +260,11 @@ def prepare(text: dict, parallel: list, english: list, lexicons: dict, s: Transp
 
     m, (tokenizer, student, origin) = material(text, parallel, english, lexicons, build)
     between = teacher_tokenizer.num_special_tokens_to_add(pair=True) - 2
-    facts = dict(vocabulary=len(tokenizer), rows=dict(origin), english=len(m.english), aligned=len(m.rows), entries={la: len(m.choices[la]) for la in m.languages})
+    entries = {la: len(m.choices[la]) for la in m.languages}
+    facts = dict(vocabulary=len(tokenizer), rows=dict(origin), english=len(m.english), aligned=len(m.rows), entries=entries)
     return student, tokenizer, teacher.requires_grad_(False).eval(), m, (spell_english, special[0], special[2], between), facts
 
-# %% ../nbs/21_distil.ipynb #cell-016
+# %% ../nbs/21_distil.ipynb #cell-019
 def transplant(
     text: dict[str, list[str]],  # language -> texts, for the vocabulary
     parallel: list[dict[str, str]],  # rows of translations with English; may be empty
@@ -296,7 +298,7 @@ def transplant(
     (Path(folder) / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True), encoding="utf-8")
     return losses
 
-# %% ../nbs/21_distil.ipynb #cell-017
+# %% ../nbs/21_distil.ipynb #cell-020
 def transplant_folder(source, settings: TransplantSettings, folder: Path, checkpoint: Path | None = None) -> list[float]:
     "A transplant into every language that a folder source has text in, from all that may be read there; errors are those of its readers."
     text = {la: t for la, t in source.text().items() if la != "en"}

@@ -229,7 +229,7 @@ def check_loaded(name: str, model, info: dict, tokenizer):
     if len(tokenizer) > (rows := model.get_input_embeddings().num_embeddings):
         raise ModelError(f"{name}: the tokenizer knows {len(tokenizer)} pieces and the model {rows}: they are not of one model.")
 
-
+# %% ../nbs/20_encoders.ipynb #cell-020
 def looks_local(name: str) -> bool:
     "Whether a name means a folder rather than a hub id (`owner/model`)."
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()

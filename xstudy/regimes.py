@@ -63,7 +63,7 @@ class Regime:
             raise SettingsError(f"regime {self.name!r} has parts of its own: call modules(model) before training.")
         return self._made
 
-
+# %% ../nbs/23_regimes.ipynb #cell-005
 def check_option(name: str, f: dataclasses.Field, value):
     "Raises `SettingsError` for an option that is missing, of the wrong type, or out of range."
     rule, bad = f.metadata, None
@@ -80,7 +80,7 @@ def check_option(name: str, f: dataclasses.Field, value):
     if bad:
         raise SettingsError(f"regime {name!r}: {bad}")
 
-# %% ../nbs/23_regimes.ipynb #cell-006
+# %% ../nbs/23_regimes.ipynb #cell-007
 REGIMES: dict[str, type] = {}
 
 
@@ -114,7 +114,7 @@ def cost_of(name: str, **options) -> float:
 class Plain(Regime):
     "Plain training: one loss a step."
 
-# %% ../nbs/23_regimes.ipynb #cell-011
+# %% ../nbs/23_regimes.ipynb #cell-012
 def step_gradients(
     regime: Regime,
     model: nn.Module,
@@ -132,7 +132,7 @@ def step_gradients(
         part.backward()
         total += part.item()
 
-# %% ../nbs/23_regimes.ipynb #cell-013
+# %% ../nbs/23_regimes.ipynb #cell-014
 def per_example(rows: Tensor, batch, how: str) -> Tensor:  # [R, 1, 1]
     "A number a row [R] becomes the 'sum' or 'amax' over the rows of its example."
     if (item := batch.extra.get("item")) is not None:
@@ -167,7 +167,7 @@ def ascend(delta: Tensor, grad: Tensor, batch, step: float, radius: float) -> Te
     delta = delta + step * grad / norms(grad, batch)
     return delta * (radius / norms(delta, batch)).clamp(max=1) if radius else delta
 
-# %% ../nbs/23_regimes.ipynb #cell-015
+# %% ../nbs/23_regimes.ipynb #cell-016
 def inner_gradient(objective: Callable[[Tensor], Tensor], delta: Tensor) -> Tensor:
     "The gradient of `objective` at delta, weights left out."
     delta = delta.detach().requires_grad_()
@@ -205,7 +205,7 @@ class PGD(Regime):
         delta = self.perturbation(model, batch, gen)
         yield model.loss(batch, model(batch, model.embed(batch) + delta))
 
-# %% ../nbs/23_regimes.ipynb #cell-021
+# %% ../nbs/23_regimes.ipynb #cell-022
 @register_regime
 @dataclass(eq=False)
 class FreeLB(Regime):
@@ -236,7 +236,7 @@ class FreeLB(Regime):
                 delta = ascend(delta.detach(), delta.grad, batch, self.step_size, self.eps)
                 text = model.embed(batch)
 
-# %% ../nbs/23_regimes.ipynb #cell-024
+# %% ../nbs/23_regimes.ipynb #cell-025
 def symmetric_kl(
     scores: tuple,  # of logits [n, k]
     others: tuple,  # the same shapes
@@ -250,7 +250,7 @@ def symmetric_kl(
         out.append((rows * counted).sum() / counted.sum().clamp(min=1))
     return torch.stack(out).mean()
 
-# %% ../nbs/23_regimes.ipynb #cell-027
+# %% ../nbs/23_regimes.ipynb #cell-028
 RESOLVED = 0.01  # perturbations from this size on survive bfloat16
 
 
@@ -280,7 +280,7 @@ class R3F(Regime):
             noisy = model(batch, text + self.eps * z * token_mask(batch, text))
             yield model.loss(batch, clean) + self.weight * symmetric_kl(noisy, clean, batch.gold)
 
-# %% ../nbs/23_regimes.ipynb #cell-032
+# %% ../nbs/23_regimes.ipynb #cell-033
 @register_regime
 @dataclass(eq=False)
 class SMART(Regime):
@@ -317,7 +317,7 @@ class SMART(Regime):
             worst = model(batch, text + self.perturbation(model, batch, text, clean, gen))
             yield model.loss(batch, clean) + self.weight * symmetric_kl(worst, clean, batch.gold)
 
-# %% ../nbs/23_regimes.ipynb #cell-036
+# %% ../nbs/23_regimes.ipynb #cell-037
 def in_ball(like: Tensor, radius: float, gen: torch.Generator) -> Tensor:
     "For each token a point drawn uniformly from the ball of `radius`, in the shape of `like` [R, T, width]."
     direction = torch.randn(like.shape, generator=gen)
@@ -339,7 +339,7 @@ class RandomPerturbation(Regime):
         text = model.embed(batch)
         yield model.loss(batch, model(batch, text + in_ball(text, self.eps, gen) * token_mask(batch, text)))
 
-# %% ../nbs/23_regimes.ipynb #cell-039
+# %% ../nbs/23_regimes.ipynb #cell-040
 def _refuse_unchanged(name: str, old: list, new: list):
     if old and not any(a.texts != b.texts for a, b in zip(old, new)):
         raise DataError(f"regime {name!r} changed none of {len(old)} examples: its tables do not fit these texts or languages.")
@@ -388,7 +388,7 @@ class CodeMixing(Regime):
         _refuse_unchanged(self.name, examples, new)
         return new
 
-# %% ../nbs/23_regimes.ipynb #cell-043
+# %% ../nbs/23_regimes.ipynb #cell-044
 class _Reverse(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight):
@@ -435,7 +435,7 @@ class LanguageAdversarial(Regime):
         guess = self.made()(reverse(pool(hidden, mask, "mean"), self.weight))
         yield F.cross_entropy(guess.float(), language)
 
-# %% ../nbs/23_regimes.ipynb #cell-047
+# %% ../nbs/23_regimes.ipynb #cell-048
 class _Clock(nn.Module):
     def __init__(self):
         super().__init__()
@@ -478,7 +478,7 @@ class AttackInTheLoop(Regime):
         for b in batches:
             yield model.loss(b) * (self.share / len(batches))
 
-# %% ../nbs/23_regimes.ipynb #cell-051
+# %% ../nbs/23_regimes.ipynb #cell-052
 def step_costs(
     regimes: dict,  # name -> Regime; the first is what the others are divided by
     model: nn.Module,  # is copied

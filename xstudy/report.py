@@ -227,7 +227,7 @@ def contrast_name(contrast: str) -> str:
     sides = [names.get(s, s.replace("_", " ")) for s in contrast.split("_vs_")]
     return " − ".join(sides)
 
-
+# %% ../nbs/62_report.ipynb #cell-026
 def answer(
     question: dict,  # id, text, contrast, measures
     effects,  # the run's table of contrasts
@@ -252,7 +252,7 @@ def answer(
     largest = max(r["mde"] for r in rows)
     return f"No difference was shown; one of {points(largest, sign=False)} points would have been found four times in five.", numbers
 
-# %% ../nbs/62_report.ipynb #cell-028
+# %% ../nbs/62_report.ipynb #cell-029
 @dataclass
 class Table:
     "A table of the report."
@@ -294,7 +294,7 @@ def _gate(c: dict, target: str) -> Table:
     caption = "Clean accuracy of direct fine-tuning by language, and whether the language enters comparisons."
     return Table("tbl-gate", caption, text, c["files"]["gate"])
 
-# %% ../nbs/62_report.ipynb #cell-031
+# %% ../nbs/62_report.ipynb #cell-032
 def _accuracy(frame: pd.DataFrame, rows: str, columns: str, names: tuple, target: str) -> Markdown:
     "Accuracy with intervals as a table of `rows` by `columns`; `names` turn both into words."
     cells = {(getattr(r, rows), getattr(r, columns)): with_interval(r._asdict(), target) for r in frame.itertuples()}
@@ -319,7 +319,7 @@ def _languages(c: dict, target: str) -> list[Table]:
         out.append(Table(f"tbl-language-{measure.replace('_', '-')}", caption, text, c["files"]["accuracy"]))
     return out
 
-# %% ../nbs/62_report.ipynb #cell-034
+# %% ../nbs/62_report.ipynb #cell-035
 def _is_main(c: dict, row: dict) -> bool:
     return any(row["question"] == q["id"] and row["contrast"] == q["contrast"] and row["measure"] in q["measures"] for q in c["questions"])
 
@@ -353,7 +353,7 @@ def _contrasts(c: dict, target: str) -> Table:
     caption = "Differences between arms in points of accuracy, with intervals. Above zero, the first arm is better."
     return Table("tbl-contrasts", caption, text, c["files"]["effects"])
 
-# %% ../nbs/62_report.ipynb #cell-036
+# %% ../nbs/62_report.ipynb #cell-037
 def _settings(c: dict, target: str) -> Table:
     rows = [[k, str(v)] for k, v in c["settings"].items()]
     return Table("tbl-settings", "Settings of the run.", pipe_table(["Setting", "Value"], rows, "ll", (1, 2), target))
@@ -379,7 +379,7 @@ def report_tables(
         t.label = f"Table {i}"
     return tables
 
-# %% ../nbs/62_report.ipynb #cell-039
+# %% ../nbs/62_report.ipynb #cell-040
 _SOURCE_TEXT = {
     "lab": "The data are the **lab**: simple sentences of XNLI's fifteen natural languages, parallel by construction, made by a "
     "grammar, in which everything but the factor under study is equal. It can show cause "
@@ -424,7 +424,7 @@ def _gate_sentence(gate: pd.DataFrame) -> str:
     out = f" Left out: {', '.join(failed)}." if failed else ""
     return f"{len(passed)} of {_plural(len(gate), 'language')} {'is' if len(passed) == 1 else 'are'}.{out}"
 
-# %% ../nbs/62_report.ipynb #cell-041
+# %% ../nbs/62_report.ipynb #cell-042
 LONG = 24  # a table with more rows may break across pages
 _NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
@@ -435,7 +435,7 @@ def _edited(example: dict, side: str, target: str) -> Markdown:
     lang = re.sub(r"[^A-Za-z-]", "", example["language"])
     return Markdown(" · ".join(p if target == "pdf" else f'[{p}]{{dir="auto" lang="{lang}"}}' for p in pairs))
 
-# %% ../nbs/62_report.ipynb #cell-044
+# %% ../nbs/62_report.ipynb #cell-045
 def _filters(c: dict, target: str) -> dict:
     "What the template may do with a value."
     code = lambda text: visible(text).replace("`", "'")
@@ -476,7 +476,7 @@ def _filters(c: dict, target: str) -> dict:
         word=lambda n: _NUMBER_WORDS[n],
     )
 
-# %% ../nbs/62_report.ipynb #cell-047
+# %% ../nbs/62_report.ipynb #cell-048
 def markdown(
     context: dict,  # a checked context
     target: str = "html",  # 'html', or 'pdf': figures and styles differ a little
@@ -517,7 +517,7 @@ def markdown(
     except jinja2.UndefinedError as e:
         raise SettingsError(f"the report's template needs something the context lacks: {e}.") from None
 
-# %% ../nbs/62_report.ipynb #cell-050
+# %% ../nbs/62_report.ipynb #cell-051
 _READER = "markdown-smart-raw_html-raw_tex-raw_attribute-latex_macros-implicit_figures-yaml_metadata_block-example_lists-pandoc_title_block"
 
 
@@ -540,7 +540,7 @@ def to_html(c: dict, folder: Path) -> str:
     options = ["--mathml", "--toc", "--toc-depth=2", "--embed-resources", "--standalone", f"--css={style}"]
     return _pandoc(markdown(c, "html"), "html5", c, folder, "report.html", *options)
 
-# %% ../nbs/62_report.ipynb #cell-053
+# %% ../nbs/62_report.ipynb #cell-054
 def to_pdf(c: dict, folder: Path) -> bytes:
     "The report as PDF by typst, with its own fonts only, so that every machine sets the same pages."
     year, month, day = map(int, c["date"].split("-"))
@@ -557,7 +557,7 @@ def to_pdf(c: dict, folder: Path) -> bytes:
     finally:
         os.unlink(name)
 
-# %% ../nbs/62_report.ipynb #cell-055
+# %% ../nbs/62_report.ipynb #cell-056
 def _check_citations(text: str, c: dict):
     cited = set(re.findall(r"(?<!\\)\[@([\w-]+)\]", text))
     if missing := sorted(cited - set(bibliography(c["references"]))):

@@ -189,7 +189,7 @@ def train_stage(
     tokens = int(sum(len(made[t][i]) for t, b in plan if t != "mlm" for i in b))
     return Trained(first, losses, len(plan), tokens, score, majority(dev), [x | dict(step=(i + 1) * stop.every) for i, x in enumerate(looks)])
 
-
+# %% ../nbs/24_train.ipynb #cell-015
 def _features(tokenizer, examples: list, model: TaskModel, how: Regime, s: StageSettings) -> list[Feature]:
     if not examples:
         raise DataError(f"There are no training examples for {s.task}: the source gave none.")
@@ -207,7 +207,7 @@ def _look(model: TaskModel, tokenizer, dev: list, targets: list, looks: list) ->
 
     return look
 
-# %% ../nbs/24_train.ipynb #cell-016
+# %% ../nbs/24_train.ipynb #cell-017
 def right(predict, examples: list) -> float:
     "Share of examples (of words, where they are tagged) with the right answer; NaN for none."
     if not len(examples):

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import regex
 import torch
+from opencc import OpenCC
 from scipy.sparse import csr_matrix
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
@@ -101,7 +102,7 @@ def align(
     both = np.where((turned[order][at] == keys) & (keys % ne > 0), np.sqrt(given * other[order][at]), 0.0)
     fw, ew = [None, *fs], [None, *es]
     lexicon = defaultdict(dict)
-    for k in np.flatnonzero((both > 0.1) & (count > 0.5)):
+    for k in np.flatnonzero((both > 0.03) & (count > 0.3)):  # weak entries matter only to words that have no other
         f, e = fw[keys[k] // ne], ew[keys[k] % ne]
         if _LETTER.search(f) and _LETTER.search(e):
             lexicon[f][e] = float(both[k])
@@ -160,7 +161,7 @@ def ranked(entries: list[tuple[str, str]], part=None) -> Lexicon:
             out.setdefault(plain_case(foreign), {}).setdefault(plain, 1.0 / rank[plain])
     return out
 
-# %% ../nbs/21_transplant.ipynb #cell-016
+# %% ../nbs/21_transplant.ipynb #cell-017
 def teacher_pieces(tokenizer) -> dict[str, int]:
     "Pieces in Latin letters, digits and marks of an English tokenizer (WordPiece or Unigram), written our way -> its id."
     vocab, out = tokenizer.get_vocab(), {}
@@ -181,7 +182,7 @@ def _frequent(texts: list[str], language: str, lexicon: Lexicon, most: int) -> l
     met = [w for w, n in counts.most_common() if n >= 3]
     return [w for w in dict.fromkeys([*met, *lexicon]) if len(w) > 1 and " " not in w and _LETTER.search(w)][:most]
 
-
+# %% ../nbs/21_transplant.ipynb #cell-018
 def vocabulary(
     english: dict[str, int],  # pieces of the teacher
     text: dict[str, list[str]],  # language -> texts, without English
@@ -206,7 +207,7 @@ def vocabulary(
             zipf[p] = max(zipf.get(p, -99.0), -math.log(11.0 * len(text) * (r + 50)))
     return [(s, 0.0) for s in SPECIAL] + [(p, s) for p, s in (zipf | {"▁": -14.0}).items() if p not in SPECIAL]
 
-# %% ../nbs/21_transplant.ipynb #cell-017
+# %% ../nbs/21_transplant.ipynb #cell-019
 def caseless_tokenizer(pieces: list[tuple[str, float]]):
     "A Unigram tokenizer that ignores case and splits at spaces and marks; a pair is `<s> a </s></s> b </s>`."
     tok = Tokenizer(Unigram(pieces, unk_id=3))
@@ -219,7 +220,7 @@ def caseless_tokenizer(pieces: list[tuple[str, float]]):
     )
     return wrap_tokenizer(tok)
 
-# %% ../nbs/21_transplant.ipynb #cell-019
+# %% ../nbs/21_transplant.ipynb #cell-021
 def weighted_means(weights: list[dict[int, float]], vectors: np.ndarray) -> np.ndarray:
     "[len(weights), width]: of each dict row -> weight, the weighted mean of those rows of `vectors`."
     of = np.repeat(np.arange(len(weights)), [len(w) for w in weights])
@@ -248,7 +249,7 @@ def word_parts(wanted: set[str], words: list[str], most: int = 400) -> dict[str,
                     found[p][i] = (len(p.lstrip("▁")) / len(f)) ** 2
     return found
 
-# %% ../nbs/21_transplant.ipynb #cell-020
+# %% ../nbs/21_transplant.ipynb #cell-023
 def new_table(
     pieces: list[str],  # the vocabulary
     english: dict[str, int],  # pieces of the teacher -> its id
@@ -277,7 +278,7 @@ def new_table(
         out[list(weights)] = torch.from_numpy(weighted_means(list(weights.values()), vectors))
     return out, origin
 
-# %% ../nbs/21_transplant.ipynb #cell-024
+# %% ../nbs/21_transplant.ipynb #cell-027
 def transplanted(teacher, table: torch.Tensor) -> XLMRobertaModel:
     "An encoder of XLM-R's shape with the teacher's body and a new table; raises `ModelError` for a teacher that is not of BERT's kind."
     c = teacher.config
@@ -299,7 +300,7 @@ def transplanted(teacher, table: torch.Tensor) -> XLMRobertaModel:
     model.load_state_dict(new)
     return model
 
-# %% ../nbs/21_transplant.ipynb #cell-025
+# %% ../nbs/21_transplant.ipynb #cell-028
 def teacher_folder(name: str) -> str:
     "The model folder that an installed package carries, or the name itself; raises `ModelError` for a package that carries none."
     from importlib.metadata import PackageNotFoundError, files
@@ -314,7 +315,7 @@ def teacher_folder(name: str) -> str:
         raise ModelError(f"The package {name} carries no model folder: name a folder or a hub id.")
     return str(Path(found[0].locate()).parent)
 
-# %% ../nbs/21_transplant.ipynb #cell-027
+# %% ../nbs/21_transplant.ipynb #cell-031
 TEXTS = ("mnli", "cad-nli", "qqp", "paws", "squad", "sib200")  # tasks whose English training texts are read, without labels
 
 
@@ -349,7 +350,8 @@ def _machine_table(root: Path, language: str, part) -> Lexicon:
             out.setdefault(foreign, {})[english] = 0.5
     return out
 
-# %% ../nbs/21_transplant.ipynb #cell-028
+# %% ../nbs/21_transplant.ipynb #cell-033
+_SIMPLIFIED = OpenCC("t2s")
 WORDNETS = dict(ar="wn-data-arb", bg="wn-data-bul", de="wn-wikt-deu", hi="wn-wikt-hin", ru="wn-wikt-rus", sw="wn-wikt-swa", tr="wn-wikt-tur", zh="wn-data-cmn")
 
 
@@ -381,5 +383,7 @@ def folder_lexicons(root: str | Path, languages, part=trains) -> dict[str, Lexic
         entries = read_entries(path) if path else []
         if la == "sw" and ("and", "och") in entries:  # Swedish under the name of Swahili
             entries = []
+        if la == "zh":  # both scripts stand in the dictionary, and texts are in the simplified one
+            entries = [(e, _SIMPLIFIED.convert(f)) for e, f in entries]
         out[la] = merge(ranked(entries, part), _machine_table(root, la, part))
     return out | {la: merge(out[la], _by_meaning(root, la, out)) for la in ("sw",) if la in out}
