@@ -158,9 +158,12 @@ def gather(study: Study, folder: Path) -> dict:
     for name, same in TABLES.items():
         frames = pd.concat([read_table(m / "tables" / f"{name}.parquet") for m in made.values()], ignore_index=True)
         emit(folder, name, frames.drop_duplicates(same, ignore_index=True) if same else frames)
-    figures, shown = [], []
+    figures, shown, first = [], [], next(iter(made))
+    widest = max(made, key=lambda q: len(pd.read_csv(made[q] / "tables" / "figure-pretraining.csv")))
     for q, m in made.items():
         for f in results[q]["figures"]:
+            if q != (widest if f["name"] == "pretraining" else first if f["name"].startswith("accuracy") else q):
+                continue  # shown once: phase 1 of all encoders, and languages by the first question's arms
             path, table = f"figures/{q}-{f['name']}.svg", f"tables/figure-{q}-{f['name']}.csv"
             shutil.copyfile(m / f["path"], folder / path)
             shutil.copyfile(m / f["table"], folder / table)
