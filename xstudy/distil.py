@@ -19,7 +19,7 @@ from torch import nn
 
 from .core import DataError, SettingsError, rng
 from .encoders import load_encoder, pad, save_encoder
-from .loop import LoopSettings, adamw, optimise, save_checkpoint, threads
+from .loop import LoopSettings, load_checkpoint, optimise, save_checkpoint, threads
 from xstudy.transplant import (
     UNSPACED, Lexicon, align, caseless_tokenizer, english_texts, folder_lexicons, merge, new_table, plain_case, teacher_folder, teacher_pieces,
     transplanted, vocabulary, word_spans, words_of,
@@ -283,17 +283,20 @@ def transplant(
     def loss_at(step: int, offset: int = 0) -> torch.Tensor:
         return distil_loss(student, teacher, draw(m, s, spell, frame, step + offset), s.sentence, pad_id)
 
-    losses = []
+    losses, done = [], checkpoint and Path(checkpoint).with_suffix(".vectors.safetensors")  # there when the first phase is over
     with threads(s.threads):
-        if s.shallow and not (second and second.is_file()):
+        if done and done.is_file():
+            student.load_state_dict(load_checkpoint(done)[0])
+        elif s.shallow:
             student.requires_grad_(False).get_input_embeddings().requires_grad_(True)
             with lower_layers(s.layers, student, teacher):
                 losses = optimise(student, loss_at, s.shallow, s.first, "transplant: vectors", checkpoint, every=100)
-            student.requires_grad_(True)
-            if second and s.steps:
-                save_checkpoint(second, student, adamw(student, s.loop), 0, [])
+            if done and s.steps:
+                save_checkpoint(done, student.state_dict())
         student.requires_grad_(True)
         losses += optimise(student, lambda k: loss_at(k, s.shallow), s.steps, s.loop, "transplant: all weights", second, every=100) if s.steps else []
+    if done:
+        done.unlink(missing_ok=True)
     save_encoder(student, tokenizer, folder)
     (Path(folder) / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True), encoding="utf-8")
     return losses

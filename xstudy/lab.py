@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['tiers', 'LabSettings', 'other_words', 'hypotheses', 'nli', 'other_value', 'paws', 'qqp', 'part_of', 'lab_lexicon',
-           'lab_items', 'disguise', 'LabSource', 'follow', 'reserved', 'lab_text', 'lab_parallel']
+           'said_by', 'lab_items', 'disguise', 'LabSource', 'follow', 'lab_text', 'lab_parallel']
 
 # %% ../nbs/13_lab.ipynb #cell-002
 import dataclasses, random
@@ -13,7 +13,7 @@ from itertools import combinations
 
 from .core import DataError, SettingsError, canonical, nearest, seed_for, sha256
 from .languages import lower
-from .labtasks import WIDE, example, wide_items
+from .labtasks import WIDE, example, told, wide_items
 from .scenes import GRAMMAR, LEVELS, LEXICON, SPLITS, Scene, World, carry_out, concepts, draw, moves, relation, reword, same, split_of, surface, verdict, world
 from .tasks import LANGUAGES, NLI, PARAPHRASE, Choice, Pair, Passage, Query, Sentence, Tagged
 
@@ -234,15 +234,20 @@ def _known(task: str, split: str = "train"):
         raise DataError(f"{task} has no split {split!r}.{nearest(split, SPLITS)}")
 
 
-def lab_items(settings: LabSettings, task: str, split: str) -> list:  # of (scene, {label: scene}), or of a family's items
-    "Distinct first scenes with their partners, in an order of labels that is drawn anew for each; for tasks of `labtasks`, their items."
+def said_by(task: str, item) -> frozenset:
+    "What an item says, sentence by sentence, up to synonyms, order and negation."
+    return told(item) if task in WIDE else frozenset(concepts(world("wide"), s) for s in (item[0], *item[1].values()))
+
+
+def lab_items(settings: LabSettings, task: str, split: str, held: frozenset | set = frozenset()) -> list:  # of (scene, {label: scene}), or of a family's items
+    "Distinct first scenes with their partners, in an order of labels that is drawn anew for each; for tasks of `labtasks`, their items. None says what is held."
     _known(task, split)
     w, r, out, seen = world(settings.world), random.Random(seed_for("lab", task, split, settings.seed)), [], set()
     if task in WIDE:
-        return wide_items(task, split, settings.rows(task, split), r)
+        return wide_items(task, split, settings.rows(task, split), r, held)
     extra = (settings.negated, settings.lexical) if task == "lab-nli" else ()
     for _ in range(settings.rows(task, split) // len(_LABELS[task])):
-        while (made := _MAKERS[task](w, r, split, *extra))[0] in seen:
+        while (made := _MAKERS[task](w, r, split, *extra))[0] in seen or not held.isdisjoint(said_by(task, made)):
             pass
         seen.add(made[0])
         labels = r.sample(_LABELS[task], len(_LABELS[task]))
@@ -280,13 +285,20 @@ class _Items:
     "Scenes of the splits, and examples made of them."
 
     def __init__(self, settings: LabSettings = LabSettings()):
-        self.settings, self._items = settings, {}
+        self.settings, self._items, self._held = settings, {}, {}
 
     def items(self, task: str, split: str) -> list:  # of (scene, {label: scene}), or of a family's items
         "The scenes behind a split; the same for all languages."
         if (task, split) not in self._items:
-            self._items[task, split] = lab_items(self.settings, task, split)
+            self._items[task, split] = lab_items(self.settings, task, split, self.held(split))
         return self._items[task, split]
+
+    def held(self, split: str = "train") -> frozenset:
+        "What the dev and test items of all tasks say, and a split must not: all of it for train, what test says for dev."
+        if split not in self._held:
+            others = SPLITS[SPLITS.index(split) + 1 :] if split in SPLITS else ()
+            self._held[split] = frozenset(key for later in others for t in (*_MAKERS, *WIDE) for item in self.items(t, later) for key in said_by(t, item))
+        return self._held[split]
 
     def say(self, s: Scene, code: str) -> str:
         "A scene in a language, or in its disguise."
@@ -297,7 +309,7 @@ class _Items:
         items, s = self.items(task, split), self.settings
         if language == s.cipher and language:
             plain = type(self)(dataclasses.replace(s, cipher="", overlap=0.0))
-            plain._items = self._items
+            plain._items, plain._held = self._items, self._held
             return [_disguised(x, language, s.overlap) for x in plain.load(task, split, "en")]
         speak = surface(language).say
         if task in WIDE:
@@ -373,45 +385,37 @@ def follow(w: World, s: Scene, r: random.Random) -> Scene:
     return reword(w, Scene(agent, after, thing, adjective, place if w.places[after] else "", time if w.times[after] else "", negated), r)
 
 # %% ../nbs/13_lab.ipynb #cell-035
-def reserved(source: LabSource, code: str) -> set:
-    "All sentences of dev and test of the pair tasks, in one language. (Those of the other tasks are told by `split_of`, fine.)"
-    return {source.say(x, code) for task in _MAKERS for split in ("dev", "test") for a, others in source.items(task, split) for x in (a, *others.values())}
-
-
-def _document(w: World, s: LabSettings, r: random.Random, free) -> list:  # of scenes
+def _document(w: World, s: LabSettings, r: random.Random, held: frozenset) -> list:  # of scenes
     "One to three scenes that belong together, of those that are free for training."
     length, out = r.randint(1, 3), []
     while len(out) < length:
         scene = follow(w, out[-1], r) if out and r.random() < 0.8 else draw(w, r, asks=r.random() < s.questions)
         clash = out and relation(w, out[-1], scene) == "contradiction"
-        if not clash and scene not in out and split_of(w, scene, fine=True) == "train" and free(scene):
+        if not clash and scene not in out and split_of(w, scene, fine=True) == "train" and concepts(w, scene) not in held:
             out.append(scene)
     return out
 
 
 def lab_text(source: LabSource, code: str, rows: int) -> list:  # of documents
-    "Unlabelled documents of one language, without reserved sentences."
+    "Unlabelled documents of one language, which say nothing that is held."
     s, w = source.settings, world(source.settings.world)
     shared, blank = round(rows * s.parallel_share), "" if code == "zh" and code != s.cipher else " "
-    held = {c: reserved(source, c) for c in (LANGUAGES if shared else (code,))}
+    held = source.held()
     r, q = (random.Random(seed_for("lab", "text", name, s.seed)) for name in (code, "all"))
-    free = lambda scene: source.say(scene, code) not in held[code]
-    anywhere = lambda scene: not any(source.say(scene, c) in held[c] for c in LANGUAGES)
-    scenes = [_document(w, s, q, anywhere) for _ in range(shared)] + [_document(w, s, r, free) for _ in range(rows - shared)]
+    scenes = [_document(w, s, q, held) for _ in range(shared)] + [_document(w, s, r, held) for _ in range(rows - shared)]
     return [blank.join(source.say(x, code) for x in doc) for doc in scenes]
 
 
 def lab_parallel(source: LabSource) -> list:  # of {language: sentence}
-    "Aligned sentences without reserved ones; a row leaves out the languages whose share is used up."
+    "Aligned sentences that say nothing that is held; a row leaves out the languages whose share is used up."
     s, w = source.settings, world(source.settings.world)
-    held, quota = {c: reserved(source, c) for c in LANGUAGES}, {c: s.quota(c, s.parallel_rows) for c in LANGUAGES}
+    held, quota = source.held(), {c: s.quota(c, s.parallel_rows) for c in LANGUAGES}
     r, q, out = random.Random(seed_for("lab", "parallel", s.seed)), random.Random(seed_for("lab", "translation", s.seed)), []
     wrong = lambda c, scene: c != "en" and s.translation_noise and q.random() < s.translation_noise and other_value(w, scene, q)
     while len(out) < s.parallel_rows:
         scene = draw(w, r, asks=r.random() < s.questions)
         said = {c: wrong(c, scene) or scene for c in LANGUAGES}
-        if all(split_of(w, x, fine=True) == "train" for x in said.values()):
+        if all(split_of(w, x, fine=True) == "train" and concepts(w, x) not in held for x in said.values()):
             row = {c: source.say(reword(w, x, r), c) for c, x in said.items()}
-            if not any(row[c] in held[c] for c in LANGUAGES):
-                out.append({c: t for c, t in row.items() if len(out) < quota[c]})
+            out.append({c: t for c, t in row.items() if len(out) < quota[c]})
     return out

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RULES', 'SCRIPTS', 'UPOS', 'POLARITY', 'SENTIMENT', 'TOPICS', 'WIDE', 'settle', 'drawn', 'fits', 'causes',
            'continues', 'bind', 'fill', 'Chosen', 'copa', 'swag', 'function_words', 'split_words', 'tag', 'Asked',
-           'answers_of', 'qa', 'located', 'Labelled', 'polarity', 'topic', 'sentiment', 'topical', 'wide_items',
-           'example']
+           'answers_of', 'qa', 'asked', 'located', 'Labelled', 'polarity', 'topic', 'sentiment', 'topical', 'told',
+           'wide_items', 'example']
 
 # %% ../nbs/13_lab_tasks.ipynb #cell-002
 import random
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from .core import DataError
 from .languages import lower
-from .scenes import LEXICON, WHERE, Scene, World, capital, concepts, draw, marks, reword, split_of, surface, world
+from .scenes import LEXICON, Scene, World, capital, concepts, draw, marks, reword, split_of, surface, world
 from .tasks import LANGUAGES, Choice, Passage, Query, Sentence, Span, Tagged, Task, task
 
 # %% ../nbs/13_lab_tasks.ipynb #cell-005
@@ -298,16 +298,15 @@ class Asked(NamedTuple):
     "A span item without a language."
 
     context: tuple  # of scenes
-    question: Scene | str  # a who-question, or the person of a where-question
+    question: Scene  # of agent 'who'; else where it takes place is asked
     answer: int  # index of the sentence that holds it
 
 
-def answers_of(w: World, context: tuple, question: Scene | str) -> list:  # of indices
-    "The sentences that answer a question."
-    if isinstance(question, str):
-        kin = {w.concept[question], *w.up[w.concept[question]], *w.down[w.concept[question]]}
-        return [i for i, s in enumerate(context) if w.concept[s.agent] in kin and s.place]
-    return [i for i, s in enumerate(context) if not s.negated and marks(w, s._replace(agent="who"), question) <= {"=", "<"}]
+def answers_of(w: World, context: tuple, question: Scene) -> list:  # of indices
+    "The sentences that answer a question: affirmative ones from which it follows, and that have a place where one is asked for."
+    who = question.agent == "who"
+    told = [(i, s._replace(agent="who") if who else s) for i, s in enumerate(context) if not s.negated and (who or s.place)]
+    return [i for i, s in told if marks(w, s, question) <= {"=", "<"}]
 
 
 def qa(w: World, r: random.Random, split: str) -> Asked:
@@ -323,10 +322,15 @@ def qa(w: World, r: random.Random, split: str) -> Asked:
             continue
         r.shuffle(context)
         at = context.index(target)
-        who = Scene("who", *target[1:4], target.place if r.random() < 0.3 else "", "", False, False, target.number)
-        question = target.agent if target.place and r.random() < 0.4 else who
+        who = Scene("who", *target[1:4], *(x if r.random() < 0.5 else "" for x in target[4:6]), number=target.number)
+        question = target._replace(place="", time="", fronted=False) if target.place and r.random() < 0.4 else who
         if answers_of(w, tuple(context), question) == [at]:
             return Asked(tuple(context), question, at)
+
+# %% ../nbs/13_lab_tasks.ipynb #cell-027
+def asked(question: Scene, code: str) -> str:
+    "A who-question or a where-question as a sentence."
+    return surface(code).say(question) if question.agent == "who" else surface(code).ask_where(question)
 
 
 def located(s: Scene, letter: str, code: str) -> tuple:  # text, start
@@ -340,7 +344,7 @@ def located(s: Scene, letter: str, code: str) -> tuple:  # text, start
         at += len(before + slots[c] + behind) + len(f.blank) if slots[c] else 0
     raise DataError(f"a sentence has no slot {letter!r}.")
 
-# %% ../nbs/13_lab_tasks.ipynb #cell-029
+# %% ../nbs/13_lab_tasks.ipynb #cell-030
 POLARITY = dict.fromkeys(("love", "praise", "thank", "happy", "good", "beautiful", "tasty", "be-clean"), 1)
 POLARITY |= dict.fromkeys(("hate", "criticise", "sad", "angry", "bad", "be-dirty", "broken"), -1)
 SENTIMENT, TOPICS = task("lab-sentiment").labels, task("lab-topic").labels
@@ -384,7 +388,7 @@ def topical(w: World, r: random.Random, split: str, label: str) -> Labelled:
         if all(w.concept[s.agent] not in w.up.get(s.object, ()) for s in scenes):
             return Labelled(scenes, label)
 
-# %% ../nbs/13_lab_tasks.ipynb #cell-032
+# %% ../nbs/13_lab_tasks.ipynb #cell-033
 WIDE: dict[str, Task] = {t: task(t) for t in ("lab-copa", "lab-swag", "lab-pos", "lab-ner", "lab-qa", "lab-retrieval", "lab-sentiment", "lab-topic")}
 
 
@@ -400,36 +404,44 @@ _MAKE = {"lab-copa": copa, "lab-swag": swag, "lab-pos": drawn, "lab-ner": _named
 _MAKE_LABELLED = {"lab-sentiment": sentiment, "lab-topic": topical}
 
 
-def wide_items(task: str, split: str, rows: int, r: random.Random) -> list:
-    "Different items of a task without a language; sentiments and topics in equal shares."
+def told(item) -> frozenset:
+    "What an item says, sentence by sentence: `concepts`, polarity aside, and for a where-question that it is one."
+    w = world("wide")
+    if isinstance(item, Asked):
+        question = concepts(w, item.question)
+        return frozenset({*(concepts(w, s) for s in item.context), question if item.question.agent == "who" else ("where", *question)})
+    scenes = (*item.context, *item.choices) if isinstance(item, Chosen) else item.scenes if isinstance(item, Labelled) else (item,)
+    return frozenset(concepts(w, s) for s in scenes)
+
+
+def wide_items(task: str, split: str, rows: int, r: random.Random, held: frozenset | set = frozenset()) -> list:
+    "Different items of a task without a language, none of which says what is held; sentiments and topics in equal shares."
     w, kind, out, seen = world("wide"), WIDE[task], [], set()
     for i in range(rows):
         item = None
-        while item is None or item in seen:
+        while item is None or item in seen or not held.isdisjoint(told(item)):
             item = _MAKE[task](w, r, split) if task in _MAKE else _MAKE_LABELLED[task](w, r, split, kind.labels[i % len(kind.labels)])
         seen.add(item)
         out.append(item)
     r.shuffle(out)
     return out
 
-# %% ../nbs/13_lab_tasks.ipynb #cell-033
+# %% ../nbs/13_lab_tasks.ipynb #cell-034
 def example(item, task: str, split: str, code: str, number: int):
     "One item as a language says it."
     w, speak, blank = world("wide"), surface(code).say, "" if code == "zh" else " "
-    name, told = f"{task}-{split}-{number}", lambda scenes: blank.join(speak(s) for s in scenes)
+    name, join = f"{task}-{split}-{number}", lambda scenes: blank.join(speak(s) for s in scenes)
     kind = WIDE[task].family
     if kind == "choice":
-        return Choice(name, name, code, told(item.context), item.question, tuple(speak(s) for s in item.choices), str(item.label), task, split)
+        return Choice(name, name, code, join(item.context), item.question, tuple(speak(s) for s in item.choices), str(item.label), task, split)
     if kind == "tagging":
         words, *tags = zip(*tag(item, code))
         return Tagged(name, name, code, words, tags[task == "lab-ner"], task, split)
     if kind == "retrieval":
         return Query(name, name, code, speak(item), (name,), task, split)
     if kind == "sentence":
-        return Sentence(name, name, code, told(item.scenes), item.label, task, split)
-    where = isinstance(item.question, str)
+        return Sentence(name, name, code, join(item.scenes), item.label, task, split)
+    where = item.question.agent != "who"
     text, at = located(item.context[item.answer], "P" if where else "S", code)
     at += sum(len(speak(s)) + len(blank) for s in item.context[: item.answer])
-    person = surface(code).subject[item.question] if where else ""
-    question = capital(WHERE[code].replace("_", person), code) if where else speak(item.question)
-    return Span(name, name, code, told(item.context), question, (text,), (at,), task, split)
+    return Span(name, name, code, join(item.context), asked(item.question, code), (text,), (at,), task, split)

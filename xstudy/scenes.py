@@ -152,9 +152,10 @@ GRAMMAR = {  # language -> blank, order, order of a question, full stop, questio
     "vi": (" ", _COMMA, _COMMA, ".", "?"),
     "zh": ("", ("S T V P X O", "T S V P X O"), ("S T V P X O", "T S V P X O"), "。", "？"),
 }
-WHERE = {  # where is S?
-    "ar": "أين _؟", "bg": "Къде е _?", "de": "Wo ist _?", "el": "Πού είναι _;", "en": "Where is _?", "es": "¿Dónde está _?", "fr": "Où est _ ?",
-    "hi": "_ कहाँ है?", "ru": "Где _?", "sw": "_ yuko wapi?", "th": "_อยู่ที่ไหน", "tr": "_ nerede?", "ur": "_ کہاں ہے؟", "vi": "_ ở đâu?", "zh": "_在哪里？",
+WHERE = {  # language -> the question word W and its place in a where-question
+    "ar": ("أين", "W V S X O"), "bg": ("къде", "W S V X O"), "de": ("wo", "W V S O X"), "el": ("πού", "W V S X O"), "en": ("where does", "W S V X O"),
+    "es": ("dónde", "¿W V S X O"), "fr": ("où est-ce que", "W S V X O"), "hi": ("कहाँ", "S W O V X"), "ru": ("где", "W S V X O"), "sw": ("wapi", "S V X O W"),
+    "th": ("ที่ไหน", "S V O X W"), "tr": ("nerede", "S O W V X"), "ur": ("کہاں", "S W O V X"), "vi": ("ở đâu", "S V X O W"), "zh": ("在哪里", "S V W X O"),
 }  # fmt: skip
 assert tuple(GRAMMAR) == tuple(WHERE) == LANGUAGES
 _UNCASED = {"ar", "hi", "th", "ur", "zh"}
@@ -200,13 +201,18 @@ def _verb(cell: str) -> tuple:
     first, _, rest = cell.partition("…")
     return _CASES[case], first.strip(), rest.strip()
 
+
+def _letters(order: str) -> list:
+    "'T, S V' as [('', 'T', ','), ('', 'S', ''), …]."
+    return re.findall(r"([^A-Z ]*)([A-Z])([^A-Z ]*)", order)
+
 # %% ../nbs/13_scenes.ipynb #cell-021
 class Surface:
     "How one language says scenes."
 
     def __init__(self, w: World, code: str):
         self.code, self.blank, statement, question, *self.end = code, *GRAMMAR[code]
-        self.orders = [[re.findall(r"([^A-Z ]*)([A-Z])([^A-Z ]*)", o) for o in pair] for pair in (statement, question)]
+        self.orders = [[_letters(o) for o in pair] for pair in (statement, question)]
         get = lambda n, form: w.entries[n].forms.get(form, {}).get(code, "")
         of = lambda *kinds: [n for n, e in w.entries.items() if e.kind in kinds]
         self.subject = {n: get(n, "subject") or get(n, "object") for n in of(*_NOUNS, "question")}
@@ -237,6 +243,14 @@ class Surface:
         slots = self.slots(s)
         text = self.blank.join([a + slots[c] + b for a, c, b in self.order(s) if slots[c]]) + self.end[s.agent == "who"]
         return capital(text, self.code)
+
+    def ask_where(self, s: Scene) -> str:
+        "The question where an affirmative scene takes place; its place and time are not told."
+        slots, order = self.slots(s) | {"W": WHERE[self.code][0]}, WHERE[self.code][1]
+        slots["V"] = self.verb[s.verb, True, self.kind[s.agent]][1].removeprefix("does not ") if self.code == "en" else slots["V"]
+        parts = [a + slots[c] + b for a, c, b in _letters(order) if slots[c]]
+        text = re.sub("est-ce que (?=[aeioué])", "est-ce qu'", self.blank.join(parts), flags=re.I) if self.code == "fr" else self.blank.join(parts)
+        return capital(text + self.end[1], self.code)
 
 # %% ../nbs/13_scenes.ipynb #cell-022
 @lru_cache(None)
