@@ -6,8 +6,8 @@
 __all__ = ['MINIMUM_SEEDS', 'PROCEDURES', 'PROCEDURE', 'TESTABLE', 'MEASURES', 'KINDS', 'half_width', 'hierarchical_bootstrap',
            'simulated_differences', 'coverage', 'Effect', 'detectable_effect', 'planned', 'variance_components',
            'paired_effect', 'holm', 'family', 'effects_table', 'Equivalence', 'equivalence', 'partial_conjunction',
-           'measured', 'contrast_arrays', 'paired_arrays', 'contrast', 'contrast_rows', 'passing', 'Cell',
-           'contrast_cells', 'contrast_by_language', 'one_sided', 'Verdict', 'verdict', 'mixed_logistic']
+           'measured', 'contrast_arrays', 'paired_arrays', 'contrast', 'passing', 'Cell', 'contrast_cells',
+           'contrast_by_language', 'one_sided', 'Verdict', 'verdict', 'mixed_logistic']
 
 # %% ../nbs/41_stats.ipynb #cell-002
 import math, warnings
@@ -419,15 +419,7 @@ def contrast(
     name: str = "",
 ) -> Effect:  # treatment - control; for drops a positive effect means that more is lost
     "Effect of arms against a control, macro-mean over languages, paired by seed and item. Raises as `contrast_arrays`."
-    rows = measured(table, measure, attack, budget, task, outcome)
-    return contrast_rows(*rows, treatment_arms, control_arm, measure, languages, gate, alpha, name)
-
-
-def contrast_rows(
-    items: pd.DataFrame, value: str,  # rows and column, from `measured`
-    treatment_arms, control_arm: str, measure: str, languages=None, gate=None, alpha: float = 0.05, name: str = "",  # as in `contrast`
-) -> Effect:  # fmt: skip
-    "`contrast` where many are asked of one table: its rows are measured once."
+    items, value = measured(table, measure, attack, budget, task, outcome)
     languages, notes = passing(languages or items["language"].unique(), gate)
     a, b, w, left_out = paired_arrays(items, value, treatment_arms, control_arm, measure, languages)
     label = treatment_arms if isinstance(treatment_arms, str) else f"mean of {', '.join(treatment_arms)}"
@@ -438,7 +430,7 @@ def contrast_rows(
 def passing(languages, gate: pd.DataFrame | None) -> tuple[list, tuple]:  # languages to use, notes that withhold a verdict
     "The languages that pass the gate; all of them, with a note, where none does."
     wanted = sorted(languages)
-    kept = wanted if gate is None else [code for code in wanted if code in set(gate.loc[gate["passed"], "language"])]
+    kept = wanted if gate is None else sorted(set(wanted) & set(gate.loc[gate["passed"], "language"]))
     return kept or wanted, () if kept else ("no language passes the gate: verdict withheld",)
 
 # %% ../nbs/41_stats.ipynb #cell-059
