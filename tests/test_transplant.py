@@ -9,11 +9,12 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from xstudy.core import ModelError, rng
+from xstudy.core import ModelError, SettingsError, plain, rng
 from xstudy.distil import TransplantSettings, prepare, transplant
 from xstudy.encoders import load_encoder, save_encoder
 from xstudy.loop import LoopSettings
 from xstudy.sources import source
+from xstudy.study import encoder_key, file_digest, make_encoder, open_study
 from xstudy.texts import bare
 from xstudy.transplant import english_texts, folder_lexicons, trains
 
@@ -100,6 +101,45 @@ def test_a_rerun_and_a_run_killed_in_either_phase_end_with_equal_bytes(bitext, s
 def test_a_package_without_a_model_is_refused(bitext, settings, tmp_path):
     with pytest.raises(ModelError, match="carries no model"):
         run(bitext, replace(settings, teacher="numpy"), tmp_path)
+
+
+@pytest.fixture
+def data(tmp_path):
+    "A folder with text in two languages, a dictionary and English pairs."
+    g = rng("a small folder")
+    lines = [[WORDS[i] for i in (g.integers(4), 4 + g.integers(4), 8 + g.integers(4))] for _ in range(60)]
+    files = {
+        "ntrex128/newstest2019-src.eng.txt": [" ".join(x) for x in lines],
+        "ntrex128/newstest2019-ref.deu.txt": [" ".join(FOREIGN[w] for w in x) for x in lines],
+        "lexicons/muse/en-de.txt": [f"{w} {FOREIGN[w]}" for w in WORDS],
+        "paws/train.tsv": ["id\tsentence1\tsentence2\tlabel", *(f"{i}\tthe {' '.join(x)}\tthe {' '.join(x[::-1])}\t{i % 2}" for i, x in enumerate(lines))],
+    }
+    for name, rows in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("\n".join(rows) + "\n")
+    return tmp_path
+
+
+def test_a_study_starts_from_a_transplant_or_from_a_model_as_it_is(teacher, settings, data, tmp_path):
+    base = dict(source="folder", lab={}, train="mnli", target="xnli", questions=["rq1"], factors={}, intermediate=[{"task": "paws"}, {"task": "qqp"}])
+    plain_settings = plain(settings)
+    made = open_study("lab-demo", str(data), tmp_path / "store", **base, transplant=plain_settings)
+    folder, key = make_encoder(made), encoder_key(made)
+    assert json.loads((folder / "facts.json").read_text())["aligned"] == 60 and len((folder / "losses.csv").read_text().splitlines()) == 9
+    again = open_study("lab-demo", str(data), tmp_path / "store", **base, transplant=plain_settings)
+    assert encoder_key(again) == key != encoder_key(open_study("lab-demo", str(data), tmp_path / "store", **base, transplant=plain_settings | {"steps": 5}))
+    (data / "lexicons/muse/en-de.txt").write_text("dog hund\n")
+    file_digest.cache_clear()
+    assert encoder_key(open_study("lab-demo", str(data), tmp_path / "store", **base, transplant=plain_settings)) != key
+    as_is = open_study("lab-demo", store=tmp_path / "store", encoder=str(folder), questions=["rq1"])
+    copy = make_encoder(as_is)
+    assert (copy / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes() and copy != folder
+    with pytest.raises(SettingsError, match="not both"):
+        open_study("lab-demo", str(data), tmp_path / "store", **base, transplant=plain_settings, encoder=str(folder))
+    with pytest.raises(SettingsError, match="source 'folder'"):
+        open_study("lab-demo", store=tmp_path / "store", transplant=plain_settings)
+    with pytest.raises(ModelError, match="no model folder"):
+        encoder_key(open_study("lab-demo", store=tmp_path / "store", encoder=str(tmp_path / "nothing"), questions=["rq1"]))
 
 
 def test_evaluation_texts_and_the_attackers_entries_are_kept_out(data_root):

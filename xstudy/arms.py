@@ -96,7 +96,8 @@ def _domains(p: Profile) -> list[Arm]:
 
 
 def _first(p: Profile) -> list[Arm]:
-    return [after(p, i) for i in p.intermediate]
+    more = replace(target_of(p, True), task=f"{p.train}+{p.factors.extra}")
+    return [*(after(p, i) for i in p.intermediate), *([Arm(f"with-{p.factors.extra}", None, more)] if p.factors.extra else [])]
 
 
 _ARMS = dict(rq1=_first, rq2=_adversarial, rq3=_sizes, rq4=_multilingual, rq5=_domains)
@@ -148,7 +149,8 @@ def _name(plus: str, minus: str = "token_matched") -> str:
 
 def _rq1(p: Profile, single) -> list:
     tasks, base = tuple(short_name(i.task) for i in p.intermediate), "direct-matched"
-    return [("main", "itt_mean_vs_token_matched", less(tasks, base)), *(single(t, base) for t in tasks), single("direct", base, "control")]
+    more = [f"with-{p.factors.extra}"] if p.factors.extra else []
+    return [("main", "itt_mean_vs_token_matched", less(tasks, base)), *(single(t, base) for t in (*tasks, *more)), single("direct", base, "control")]
 
 
 def _rq2(p: Profile, single) -> list:
@@ -229,12 +231,15 @@ def training_rate(p: Profile, steps: int = 6) -> dict[str, float]:
     import numpy as np
     import torch
 
-    from xstudy.encoders import encoder_spec, new_encoder
+    from xstudy.encoders import encoder_spec, load_encoder, new_encoder
     from xstudy.heads import PairClassifier
     from xstudy.loop import optimise, threads
+    from xstudy.transplant import teacher_folder
 
     ids = [np.array([0, *range(5, 15), 2, 2, *range(15, 25), 2], dtype=np.int32) for _ in range(max(1, p.stage.batch_tokens // 24))]
-    model = PairClassifier(new_encoder(encoder_spec(p.pretrain.size), p.pretrain.vocab, 0), ("0", "1"), 0)
+    given = p.encoder or (p.transplant.teacher if p.transplant else "")
+    encoder = load_encoder(teacher_folder(given))[0] if given else new_encoder(encoder_spec(p.pretrain.size), p.pretrain.vocab, 0)
+    model = PairClassifier(encoder, ("0", "1"), 0, p.stage.pooling)
     with threads(1):
         optimise(model, lambda step: model(ids).square().mean(), 2, p.stage.loop)
         start = time.perf_counter()
@@ -258,9 +263,9 @@ def questions_asked(p: Profile) -> int:
 def plan_table(p: Profile, rate: dict | None = None) -> list[dict]:
     "Rows {stage, runs, tokens, texts, minutes}: what a run computes and the wall time to expect with the profile's workers."
     r = rate or training_rate(p)
-    s = p.pretrain
-    pre = s.steps * s.batch * 24
-    rows = [dict(stage=f"encoder {s.size}", runs=1, tokens=pre, texts=0, minutes=pre / r["tokens"] / s.threads / 60)]
+    s, t = p.pretrain, p.transplant
+    pre = 0 if p.encoder else (t.steps + t.shallow // 3) * t.texts * t.versions * 24 if t else s.steps * s.batch * 24
+    rows = [dict(stage=f"encoder {p.model}", runs=1, tokens=pre, texts=0, minutes=pre / r["tokens"] / (t or s).threads / 60)]
     for a in all_arms(p).values():
         tokens = a.tokens
         seconds = tokens / r["tokens"] + questions_asked(p) / r["texts"]

@@ -188,13 +188,14 @@ def jobs_of(study, root: str) -> list:
     from xstudy.batch import Job
     from xstudy.results import result_key
     from xstudy.arms import arms
-    from xstudy.study import arm_key, encoder_key, encoder_name, encoders_of, pretraining
+    from xstudy.study import arm_key, encoder_key, encoder_name, encoders_of, phase_one
 
     p, jobs = study.profile, []
     base = dict(profile=_profile_file(study), root=root)
     for size in encoders_of(p):
-        label = f"pre-training {pretraining(study, size).size}"
-        jobs.append(Job(encoder_name(size), str(NOTEBOOKS / "encoder.ipynb"), base | dict(size=size), encoder_key(study, size), threads=p.pretrain.threads, label=label))
+        how = phase_one(study, size)
+        label = f"encoder {size or p.model}"
+        jobs.append(Job(encoder_name(size), str(NOTEBOOKS / "encoder.ipynb"), base | dict(size=size), encoder_key(study, size), threads=getattr(how, "threads", 1), label=label))
     for name, a in study.arms.items():
         for s in p.seeds:
             after = (encoder_name(a.encoder),)

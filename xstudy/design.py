@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['QUESTIONS', 'NEEDS', 'Question', 'Intermediate', 'Evaluation', 'Domain', 'Factors', 'Profile', 'build',
-           'profile_names', 'load_profile', 'check_profile', 'check_factors']
+           'profile_names', 'load_profile', 'check_profile', 'check_start', 'check_factors']
 
 # %% ../nbs/50_design.ipynb #cell-002
-import dataclasses, typing
+import dataclasses, types, typing
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 
 from .core import SettingsError, nearest, plain
+from .distil import TransplantSettings
 from .languages import LANGUAGES
 from .loop import LoopSettings
 from .encoders import encoder_spec
@@ -87,6 +88,7 @@ class Factors:
     robust: str = ""  # rq4: the robust training that it is held against
     domains: tuple[Domain, ...] = ()  # rq5: the first is compared with the others
     low: tuple[str, ...] = ()  # rq5: languages of low resource
+    extra: str = ""  # rq1: a task with the target's labels, added to the training data of one arm: 'cad-nli'
 
 
 NEEDS = {"rq2": ("regimes",), "rq3": ("sizes", "language"), "rq4": ("rotation", "robust"), "rq5": ("domains", "low")}
@@ -107,6 +109,8 @@ class Profile:
     factors: Factors = field(default_factory=Factors)
     seeds: tuple[int, ...] = (0, 1, 2)
     pretrain: PretrainSettings = field(default_factory=PretrainSettings)
+    transplant: TransplantSettings | None = None  # instead: a multilingual encoder made of an English one
+    encoder: str = ""  # instead: a model folder, a hub id or a package with a model, taken as it is
     intermediate_tokens: int = 500_000  # of the intermediate stage
     target_tokens: int = 1_000_000  # of the target stage
     stage: StageSettings = field(default_factory=lambda: StageSettings("", 1))  # how stages are trained; task, tokens and seed are filled in
@@ -122,9 +126,16 @@ class Profile:
         "Whether sentences of the data may be printed: the lab's always, others where `quote` says so."
         return self.source == "lab" or self.quote
 
+    @property
+    def model(self) -> str:
+        "What the arms start from, in a few words."
+        return self.encoder or (f"{self.transplant.teacher}, transplanted" if self.transplant else self.pretrain.size)
+
 # %% ../nbs/50_design.ipynb #cell-010
 def build(kind, value, where: str):
     "`value` (of YAML) as `kind` (a dataclass, tuple, or JSON type); raises `SettingsError` that names the place for what does not fit."
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):  # `X | None`
+        return None if value is None else build(typing.get_args(kind)[0], value, where)
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise SettingsError(f"{where} must be a list of names and values, not {value!r}.")
@@ -185,8 +196,10 @@ def check_profile(p: Profile) -> Profile:
         for name in NEEDS.get(q, ()):
             if not getattr(p.factors, name):
                 raise SettingsError(f"{p.name}: question {q} needs factors.{name}, which the profile does not give.")
-    for t in (p.train, p.target, *(i.task for i in p.intermediate), *(i.dev for i in p.intermediate if i.dev)):
+    extra = [p.factors.extra] if p.factors.extra else []
+    for t in (p.train, p.target, *extra, *(i.task for i in p.intermediate), *(i.dev for i in p.intermediate if i.dev)):
         task(t)
+    check_start(p)
     for code in p.evaluation.adaptive_languages:
         if code not in LANGUAGES:
             raise SettingsError(f"{p.name}: there is no language {code!r}.{nearest(code, LANGUAGES)}")
@@ -198,6 +211,16 @@ def check_profile(p: Profile) -> Profile:
     return p
 
 # %% ../nbs/50_design.ipynb #cell-015
+def check_start(p: Profile):
+    "Refuses encoders that cannot be had together, or not from the profile's source."
+    if p.encoder and p.transplant:
+        raise SettingsError(f"{p.name}: give an encoder or a transplant, not both.")
+    if p.transplant and p.source != "folder":
+        raise SettingsError(f"{p.name}: a transplant needs dictionaries and text, which the source 'folder' has and {p.source!r} has not.")
+    if (p.encoder or p.transplant) and "rq3" in p.questions:
+        raise SettingsError(f"{p.name}: rq3 compares sizes of the lab family, so its encoder must be one of them: take out encoder and transplant.")
+
+
 def check_factors(p: Profile):
     "Refuses factors that no arm could be made of: unknown regimes, sizes, tasks or languages, a domain of one data set."
     f = p.factors

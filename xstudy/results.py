@@ -90,7 +90,7 @@ def _effect_row(p, c, name, e, registered, languages, run) -> dict:
     v = verdict(e, "superiority", _direction(name))
     row = dict(question=c.question, contrast=c.name, measure=name, role=c.role, main=registered and c.role == "main") | {k: x for k, x in asdict(e).items() if k != "name"}
     row |= dict(p=e.p_holm, p_raw=e.p, n_languages=len(languages), languages=" ".join(languages))
-    return row | dict(verdict=v.word, reason=v.reason, run=run, source=p.source, model=p.pretrain.size)
+    return row | dict(verdict=v.word, reason=v.reason, run=run, source=p.source, model=p.model)
 
 # %% ../nbs/54_results.ipynb #cell-014
 def positive_control(c, table: pd.DataFrame, effects: pd.DataFrame) -> dict:
@@ -214,13 +214,16 @@ def file_result(study: Study, question: str = "rq1") -> Path:
     return study.store.get_or_make(key, lambda folder: write_result(study, question, folder, key), {"kind": "result", "profile": study.profile.name})
 
 
-def pretraining_curve(study: Study, question: str = "rq1") -> tuple:
-    "Loss of phase 1 for each encoder of a question: as a row of `figures_of`."
+def pretraining_curve(study: Study, question: str = "rq1") -> list[tuple]:
+    "Loss of phase 1 for each encoder of a question, as `figures_of`; nothing where none was trained."
     sizes = dict.fromkeys(a.encoder for a in arms(study.profile, question).values())
-    read = [pd.read_csv(make_encoder(study, x) / "losses.csv").assign(arm=x or study.profile.pretrain.size) for x in sizes]
+    read = [pd.read_csv(make_encoder(study, x) / "losses.csv").assign(arm=x or study.profile.model) for x in sizes]
     losses = pd.concat(read)
+    if losses.empty:  # the encoder was taken as it is
+        return []
     smooth = losses.assign(step=losses.step // 20 * 20).groupby(["arm", "step"], as_index=False)["loss"].mean()
-    return "pretraining", loss_curve(smooth, label="loss, nats a hidden piece"), smooth, "Pre-training: loss on hidden pieces, means of 20 steps.", "Falling curve"
+    label, what = ("mean squared error", "distillation from the English original") if study.profile.transplant else ("loss, nats a hidden piece", "loss on hidden pieces")
+    return [("pretraining", loss_curve(smooth, label=label), smooth, f"Phase 1: {what}, means of 20 steps.", "Falling curve")]
 
 
 def write_result(study: Study, question: str, folder: Path, run: str):
@@ -238,7 +241,7 @@ def write_result(study: Study, question: str, folder: Path, run: str):
     for name, frame in tables.items():
         emit(folder, name, frame)
     drawn = []
-    for name, figure, data, caption, alt in [*figures_of(p, table, effects, question), pretraining_curve(study, question)]:
+    for name, figure, data, caption, alt in [*figures_of(p, table, effects, question), *pretraining_curve(study, question)]:
         emit(folder, name, figure)
         emit(folder, f"figure-{name}", data)
         drawn.append(dict(name=name, path=f"figures/{name}.svg", table=f"tables/figure-{name}.csv", caption=caption, alt=alt))
