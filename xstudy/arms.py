@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, replace
 
 from .core import SettingsError, nearest
-from .design import QUESTIONS, Intermediate, Profile
+from .design import QUESTIONS, VALIDITY, Intermediate, Profile, lab_of
 from .encoders import encoder_spec
 from .regimes import cost_of
 from .stats import Cell, planned
@@ -100,14 +100,19 @@ def _first(p: Profile) -> list[Arm]:
     return [*(after(p, i) for i in p.intermediate), *([Arm(f"with-{p.factors.extra}", None, more)] if p.factors.extra else [])]
 
 
-_ARMS = dict(rq1=_first, rq2=_adversarial, rq3=_sizes, rq4=_multilingual, rq5=_domains)
+def _transfer(p: Profile) -> list[Arm]:
+    return [Arm(f"direct-on-{v.name}", None, target_of(p), role="control", encoder=v.name) for v in p.factors.variants]
+
+
+_ARMS = dict(rq1=_first, rq2=_adversarial, rq3=_sizes, rq4=_multilingual, rq5=_domains, validity=_transfer)
 
 
 def arms(p: Profile, question: str = "rq1") -> dict[str, Arm]:
     "The arms of a question by name, in the order in which they are shown; raises `SettingsError` for an unknown question."
     if question not in _ARMS:
         raise SettingsError(f"there is no question {question!r}.{nearest(question, _ARMS)}")
-    return {a.name: a for a in (*_common(p), *_ARMS[question](p))}
+    common = _common(p)[: 1 if question == "validity" else None]
+    return {a.name: a for a in (*common, *_ARMS[question](p))}
 
 
 def all_arms(p: Profile) -> dict[str, Arm]:
@@ -123,8 +128,13 @@ class Contrast:
     question: str
     cells: tuple[Cell, ...]
     role: str = "single"  # 'main', 'single', 'control' or 'validity'
-    expected: int = 0  # +1 or -1: sign that a validity control must show on accuracy under typo noise
+    expected: int = 0  # +1 or -1: sign that a validity control must show
     note: str = ""  # why it can have no verdict in this profile, if so
+
+    @property
+    def shown_on(self) -> str:
+        "The measure on which a validity control must show its sign."
+        return "clean" if self.question == VALIDITY.id else "noise_typo"
 
     @property
     def treatment(self) -> tuple[str, ...]:
@@ -194,7 +204,18 @@ def _without(codes: tuple) -> tuple:
     return tuple(c for c in LANGUAGES if c not in codes and c != "en")
 
 # %% ../nbs/50_arms.ipynb #cell-014
-_CONTRASTS = dict(rq1=_rq1, rq2=_rq2, rq3=_rq3, rq4=_rq4, rq5=_rq5)
+def _validity(p: Profile, single) -> list:
+    variants, others, resource = p.factors.variants, _without(()), []
+    rotations = [("direct", ""), *((f"direct-on-{v.name}", v.name) for v in variants if "shares" in v.lab)]
+    for arm, name in rotations:
+        share = dict(lab_of(p, name).shares)
+        high, low = (tuple(c for c in others if share.get(c, 1.0) == best(share.get(o, 1.0) for o in others)) for best in (max, min))
+        resource += [Cell(arm, 1 / len(rotations), high), Cell(arm, -1 / len(rotations), low)]
+    changed = [v.name for v in variants if "shares" not in v.lab]
+    return [("main", VALIDITY.main, tuple(resource)), *(("single", _name("direct", v), less("direct", f"direct-on-{v}", others)) for v in changed)]
+
+
+_CONTRASTS = dict(rq1=_rq1, rq2=_rq2, rq3=_rq3, rq4=_rq4, rq5=_rq5, validity=_validity)
 DESCRIPTIVE = {"rq3": "one encoder a size: an estimate, no verdict"}
 
 
@@ -203,9 +224,10 @@ def contrasts(p: Profile, question: str = "rq1") -> list[Contrast]:
     if question not in _CONTRASTS:
         raise SettingsError(f"there is no question {question!r}.{nearest(question, _CONTRASTS)}")
     single = lambda arm, control, role="single": (role, _name(arm, "token_matched" if control == "direct-matched" else control), less(arm, control))
-    made = [*_CONTRASTS[question](p, single), single("shuffled", "direct-matched", "control"), single("typo-trained", "direct-matched", "validity")]
+    made, about = _CONTRASTS[question](p, single), question == VALIDITY.id
+    made += [] if about else [single("shuffled", "direct-matched", "control"), single("typo-trained", "direct-matched", "validity")]
     note = lambda role: DESCRIPTIVE.get(question, "") if role == "main" else ""
-    return [Contrast(name, question, cells, role, int(role == "validity"), note(role)) for role, name, cells in made]
+    return [Contrast(name, question, cells, role, int(about or role == "validity"), note(role)) for role, name, cells in made]
 
 
 def measures(p: Profile) -> list[tuple[str, str, str]]:
@@ -214,15 +236,15 @@ def measures(p: Profile) -> list[tuple[str, str, str]]:
     return [("clean", "clean", "none")] + [(f"{k}_{a}", k, a) for k in kinds for a in p.evaluation.attacks]
 
 
-def main_measures(p: Profile) -> list[str]:
-    "Names of the measures of the main contrast: accuracy under attack, and the drop to it."
-    return [f"{k}_{a}" for k in ("adv", "drop_adv") for a in p.evaluation.attacks]
+def main_measures(p: Profile, question: str = "rq1") -> list[str]:
+    "Names of the measures of a question's main contrast: accuracy under attack, and the drop to it; for validity, clean accuracy."
+    return ["clean"] if question == VALIDITY.id else [f"{k}_{a}" for k in ("adv", "drop_adv") for a in p.evaluation.attacks]
 
 # %% ../nbs/50_arms.ipynb #cell-017
 def power(p: Profile, clusters: int | None = None, tests: int | None = None) -> dict:
     "Standard error and detectable effect (proportions) of the main contrast, at the profile's planned standard deviations."
-    clusters = clusters or max(2, p.evaluation.adaptive // 3)
-    tests = tests or len(main_measures(p))
+    clusters = clusters or max(2, (p.evaluation.adaptive or p.evaluation.clean) // 3)
+    tests = tests or len(main_measures(p, p.questions[0]))
     return planned(len(p.seeds), clusters, p.seed_sd, p.item_sd, alpha=0.05 / tests)
 
 
@@ -263,9 +285,9 @@ def questions_asked(p: Profile) -> int:
 def plan_table(p: Profile, rate: dict | None = None) -> list[dict]:
     "Rows {stage, runs, tokens, texts, minutes}: what a run computes and the wall time to expect with the profile's workers."
     r = rate or training_rate(p)
-    s, t = p.pretrain, p.transplant
+    s, t, runs = p.pretrain, p.transplant, len({a.encoder for a in all_arms(p).values()})
     pre = 0 if p.encoder else (t.steps + t.shallow // 3) * t.texts * t.versions * 24 if t else s.steps * s.batch * 24
-    rows = [dict(stage=f"encoder {p.model}", runs=1, tokens=pre, texts=0, minutes=pre / r["tokens"] / (t or s).threads / 60)]
+    rows = [dict(stage=f"encoder {p.model}", runs=runs, tokens=runs * pre, texts=0, minutes=runs * pre / r["tokens"] / (t or s).threads / 60)]
     for a in all_arms(p).values():
         tokens = a.tokens
         seconds = tokens / r["tokens"] + questions_asked(p) / r["texts"]

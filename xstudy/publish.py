@@ -17,7 +17,7 @@ import pandas as pd
 from .claims import verdicts
 from .core import plain, versions
 from .arms import all_arms, main_measures, power
-from .design import QUESTIONS, Profile
+from .design import ASKED, QUESTIONS, Profile
 from .report import build_report
 from .notebooks import emit
 from .results import file_result, result_key
@@ -137,8 +137,9 @@ def context_of(study: Study, folder: Path, record: dict) -> dict:
     gate = tables["gate"].assign(high=lambda g: 2 * g["clean"] - g["low"]).rename(columns={"passed": "passes"})
     n = int(gate["passes"].sum())
     over = f"the {n} languages that pass the gate" if n else "all languages (none passes the gate)"
-    questions = [dict(id=q.id, text=q.text, contrast=q.main if q.id in p.questions else "", measures=main_measures(p) if q.id in p.questions else [])
-                 for q in QUESTIONS.values()]  # fmt: skip
+    shown = [q for q in ASKED.values() if q.id in p.questions or q.id in QUESTIONS and set(QUESTIONS) & set(p.questions)]
+    questions = [dict(id=q.id, text=q.text, contrast=q.main, measures=main_measures(p, q.id)) if q.id in p.questions else dict(id=q.id, text=q.text, contrast="", measures=[])
+                 for q in shown]  # fmt: skip
     figures = [{k: f[k] for k in ("path", "caption", "alt", "table")} for f in result["figures"]]
     return dict(
         title=p.title, profile=p.name, source=p.source, model=p.model, date=record["date"], run=record["run"], commit=record["commit"],

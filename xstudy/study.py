@@ -20,12 +20,11 @@ import pandas as pd
 from .attack import Perturbed, adaptive_table, attack, evaluate_clean, evaluate_noise, noise, usable
 from .core import DataError, ModelError, SettingsError, content_key, nearest, sha256
 from .arms import Arm, all_arms
-from .design import Profile, build, load_profile
+from .design import Profile, lab_of, load_profile, pretrain_of
 from .distil import TransplantSettings, transplant_folder
 from .encoders import load_encoder, save_encoder
 from .files import folders_named
 from .heads import Predictor, load_classifier, save_classifier
-from .lab import LabSettings
 from .loop import threads
 from .perturb import Edit, apply_edits, perturbation
 from .pretrain import PretrainSettings, pretrain
@@ -59,8 +58,12 @@ class Study:
     @cached_property
     def source(self):
         "The data source of the profile."
-        settings = build(LabSettings, self.profile.lab, f"{self.profile.name}.lab") if self.profile.source == "lab" else None
-        return source(self.profile.source, self.root or None, settings, self.profile.as_text)
+        return self.reads()
+
+    def reads(self, encoder: str = ""):
+        "The data source that an encoder of the profile reads, by the encoder's name."
+        p = self.profile
+        return source(p.source, self.root or None, lab_of(p, encoder) if p.source == "lab" else None, p.as_text)
 
     @cached_property
     def arms(self) -> dict[str, Arm]:
@@ -100,19 +103,19 @@ def open_study(
 
 # %% ../nbs/53_study.ipynb #cell-009
 def encoders_of(p: Profile) -> list[str]:
-    "Sizes of the encoders that the profile's arms start from; '' is the profile's own."
+    "Names of the encoders that the profile's arms start from; '' is the profile's own."
     return list(dict.fromkeys(["", *(a.encoder for a in all_arms(p).values())]))
 
 
-def encoder_name(size: str) -> str:
+def encoder_name(name: str) -> str:
     "The stage that makes an encoder: 'encoder', 'encoder-lab-1m'."
-    return f"encoder-{size}" if size else "encoder"
+    return f"encoder-{name}" if name else "encoder"
 
 
-def phase_one(study: Study, size: str = "") -> PretrainSettings | TransplantSettings | str:
-    "How the encoder comes about: pre-training (at another size of the lab family if one is named), a transplant, or a model taken as it is."
+def phase_one(study: Study, name: str = "") -> PretrainSettings | TransplantSettings | str:
+    "How an encoder comes about: pre-training, a transplant, or a model taken as it is."
     p = study.profile
-    return replace(p.pretrain, size=size) if size else p.encoder or p.transplant or p.pretrain
+    return pretrain_of(p, name) if name else p.encoder or p.transplant or p.pretrain
 
 
 @lru_cache(None)
@@ -135,9 +138,9 @@ def model_digest(name: str) -> str:
         raise ModelError(f"{name} is no model folder, package or hub id that can be reached: {' '.join(str(e).split())[:160]}") from None
 
 # %% ../nbs/53_study.ipynb #cell-010
-def encoder_key(study: Study, size: str = "") -> str:
-    "Key of the study's encoder: how it is made, what it reads, and the evaluation texts kept out of it."
-    p, s, how = study.profile, study.source, phase_one(study, size)
+def encoder_key(study: Study, name: str = "") -> str:
+    "Key of an encoder: how it is made, what it reads, and the evaluation texts kept out of it."
+    p, s, how = study.profile, study.reads(name) if name else study.source, phase_one(study, name)
     if isinstance(how, str):
         return content_key("encoder", how, (model_digest(how),), ("encoders",))
     if isinstance(how, PretrainSettings):
@@ -148,14 +151,14 @@ def encoder_key(study: Study, size: str = "") -> str:
                                          [version(x) for x in ("opencc", "scipy")]))  # fmt: skip
 
 
-def make_encoder(study: Study, size: str = "") -> Path:
-    "The folder of the study's encoder, pre-trained if it is not there; a killed pre-training goes on from its checkpoint."
-    key = encoder_key(study, size)
+def make_encoder(study: Study, name: str = "") -> Path:
+    "The folder of an encoder, made if it is not there; a killed pre-training goes on from its checkpoint."
+    key = encoder_key(study, name)
 
     def fill(folder: Path):
         checkpoint = study.store.root / "checkpoints" / f"{key}.safetensors"
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        losses = _phase_one(study.source, phase_one(study, size), folder, checkpoint)
+        losses = _phase_one(study.reads(name) if name else study.source, phase_one(study, name), folder, checkpoint)
         pd.DataFrame({"step": range(len(losses)), "loss": losses}).to_csv(folder / "losses.csv", index=False)
 
     return study.store.get_or_make(key, fill, {"kind": "encoder", "profile": study.profile.name})
