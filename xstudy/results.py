@@ -280,7 +280,7 @@ def write_result(study: Study, question: str, folder: Path, run: str):
         emit(folder, name, figure)
         emit(folder, f"figure-{name}", data)
         drawn.append(dict(name=name, path=f"figures/{name}.svg", table=f"tables/figure-{name}.csv", caption=caption, alt=alt))
-    shown = [x for a in ("direct-matched", *contrasts(p, question)[0].treatment) for x in examples(study, a, p.seeds[0])]
+    shown = [x for a in ("direct-matched", *contrasts(p, question)[0].treatment) if a in arms(p, question) for x in examples(study, a, p.seeds[0])]
     emit(folder, "examples", shown)
     without = {a: left_out(study, a) for a in p.evaluation.attacks}
     emit(folder, "result", dict(question=question, profile=p.name, run=run, encoder=encoder_key(study), withheld=withheld, left_out=without, figures=drawn, chance=t.chance,
