@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from xstudy.design import QUESTIONS
+from xstudy.design import ASKED
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -77,9 +77,9 @@ def test_a_second_run_repeats_nothing_and_changes_nothing(published):
     assert {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
 
 
-def test_five_questions_share_arms_and_end_in_one_report(tmp_path):
+def test_all_questions_share_arms_and_end_in_one_report(tmp_path):
     "Each question has its contrast, notebook and figures; an arm that several need is trained once."
-    factors = """questions: [rq1, rq2, rq3, rq4, rq5]
+    factors = """questions: [rq1, rq2, rq3, rq4, rq5, validity]
 factors:
   regimes: [freelb, r3f]
   options: {r3f: {eps: 0.05}}
@@ -89,6 +89,7 @@ factors:
   robust: rs-da
   domains: [{name: pairs, tasks: [{task: lab-paws}, {task: lab-qqp}]}, {name: commonsense, tasks: [{task: lab-copa}, {task: lab-swag}]}]
   low: [hi, sw]
+  variants: [{name: rotated, lab: {shares: [[de, 0.1]]}}, {name: apart, pretrain: {tlm: 0.0, contrast: 0.0}}, {name: shallow, pretrain: {size: lab-0.3m-shallow}}]
 """
     text = TINY.replace("name: tiny", "name: five").replace("dev: 30", "wide_train: 60, dev: 30").replace("[en]", "[en, hi, zh]")
     (tmp_path / "five.yaml").write_text(text + factors)
@@ -96,13 +97,13 @@ factors:
     assert done.returncode == 0, done.stderr[-3000:]
     out = tmp_path / "reports" / "five"
     record, effects = json.loads((out / "run.json").read_text()), pd.read_parquet(out / "tables" / "effects.parquet")
-    assert len(record["keys"]) == 2 + 17 * 2 + 5
+    assert len(record["keys"]) == 5 + 20 * 2 + 6
     main = effects[effects.main].groupby("question")["contrast"].unique().map(list).to_dict()
-    assert main == {q.id: [q.main] for q in QUESTIONS.values()} and effects.groupby("question")["run"].nunique().eq(1).all()
-    for q in QUESTIONS:
+    assert main == {q.id: [q.main] for q in ASKED.values()} and effects.groupby("question")["run"].nunique().eq(1).all()
+    for q in ASKED:
         assert (out / f"runs/{q}.ipynb").is_file() and (out / f"figures/{q}-effects.svg").is_file() and q in (out / "report.html").read_text()
     arms = pd.read_parquet(out / "tables" / "arms.parquet")
-    assert arms["arm"].is_unique and len(arms) == 17
+    assert arms["arm"].is_unique and len(arms) == 20
     assert set(effects["verdict"]) == {"withheld"} and effects[effects.contrast == "itt_gain_larger_vs_smaller"]["reason"].str.contains("one encoder a size").all()
     matched = arms.set_index("arm")["tokens"]
     assert abs(matched["qqp-x2"] - matched["qqp"]) > 1500 and matched.drop(["direct", "qqp-x2"]).max() < 1.6 * matched["direct-matched"]

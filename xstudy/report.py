@@ -244,11 +244,13 @@ def answer(
     reasons = list(dict.fromkeys(filter(None, (withheld(r, whole_run) for r in rows))))
     if reasons:
         return f"Verdict withheld: {'; '.join(reasons)}.", f"Measured so far. {numbers}"
-    up, down = [r for r in rows if r["low"] > 0], [r for r in rows if r["high"] < 0]
-    if len(up) == len(rows) or len(down) == len(rows):
-        return "Yes." if up else "No: it lowers it.", numbers
-    if up or down:
-        return "It depends on the attack.", numbers
+    above, below = ([r["measure"] for r in rows if r["low"] > 0], [r["measure"] for r in rows if r["high"] < 0])
+    better = sum(not m.startswith("drop") for m in above) + sum(m.startswith("drop") for m in below)  # a loss that shrinks is a gain
+    yes, no = ("Robustness rises.", "Robustness falls.") if question["text"].startswith("How") else ("Yes.", "No: it lowers it.")
+    if len(above) + len(below) == len(rows) and better in (0, len(rows)):
+        return yes if better else no, numbers
+    if above or below:
+        return "It depends on the attack and on the measure.", numbers
     largest = max(r["mde"] for r in rows)
     return f"No difference was shown; one of {points(largest, sign=False)} points would have been found four times in five.", numbers
 
