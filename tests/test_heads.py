@@ -94,7 +94,7 @@ def test_scores_masks_and_gradients(tokenizers, kind, name, pooling):
     scores, plain = model(batch, given), model(batch)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(scores, plain)), "its own embeddings give its own scores"
     n, labels = len(some), len(model.labels)
-    shape = {"pair": [(n, labels)], "sentence": [(n, labels)], "choice": [(n, 4 if name == "lab-swag" else 2)], "retrieval": [(n, n)],
+    shape = {"pair": [(n, labels)], "sentence": [(n, labels)], "choice": [(n, 4 if name == "lab-swag" else 2)], "retrieval": [(n, n)] * 2,
              "tagging": [(sum(at >= 0 for f in some for at in f.words), labels)], "span": [tuple(batch.ids.shape)] * 2}[model.family]  # fmt: skip
     assert [tuple(s.shape) for s in scores] == shape and all(s.dtype == torch.float32 and s.isfinite().all() for s in scores)
     assert len(batch.gold) == len(scores) and all(len(g) == len(s) for g, s in zip(batch.gold, scores))
@@ -129,7 +129,8 @@ def test_what_may_not_be_chosen_scores_never(tokenizers):
         assert (scores == NEVER).tolist() == [[False, False, True], [False] * 3]
     retrieval = model_for("lab-retrieval", "mean", "unigram", tok)
     rows = features(tok, "lab-retrieval", "mean", rows=3)
-    (scores,) = retrieval(retrieval.batch([rows[0], rows[1], rows[0]]))  # one passage twice is no wrong answer
+    scores, back = retrieval(retrieval.batch([rows[0], rows[1], rows[0]]))  # one passage twice is no wrong answer
+    assert torch.equal(scores, back.T)
     assert (scores == NEVER).tolist() == [[False, False, True], [False] * 3, [True, False, False]] and retrieval.batch(rows).gold[
         0
     ].tolist() == [0, 1, 2]

@@ -5,15 +5,19 @@
 # %% auto #0
 __all__ = ['HEADS', 'COPA', 'check_tokenizer', 'Frame', 'longest_first', 'Feature', 'head_of', 'encode_pairs', 'read_pairs',
            'read_texts', 'read_choices', 'read_words', 'trimmed', 'windows', 'read_spans', 'span_targets', 'encode',
-           'encode_examples', 'labels_of']
+           'encode_examples', 'labels_of', 'mapped', 'packed', 'unpacked', 'Features']
 
 # %% ../nbs/22_features.ipynb #cell-002
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from .core import DataError, ModelError, SettingsError, nearest
+from .derived import Aligned
+from .loop import Tokens
 from .tasks import Task, task
 
 # %% ../nbs/22_features.ipynb #cell-005
@@ -296,7 +300,7 @@ def encode_examples(
     labels: Sequence[str] | None = None,  # of the head; the task's own where left out
     pooling: str = "cls",
     stride: int = 128,
-    passages: Sequence = (),  # of `Passage`: for retrieval, what queries find
+    passages: Sequence = (),  # of `Passage`: for retrieval, what queries find that are no `Aligned`
     what: str = "",  # for the error's sentence: 'lab-nli in de'
 ) -> list[Feature]:
     "Features with gold; raises `DataError` for an empty list, a label that the head has not, a query without its passage."
@@ -308,16 +312,62 @@ def encode_examples(
     if head != "retrieval":
         return [replace(f, gold=_targets(x, f, numbers, head)) for x, f in zip(examples, out)]
     known = {p.id: (p.text, p.context) for p in passages}
-    for x in examples:
-        if not any(r in known for r in x.relevant):
-            raise DataError(
-                f"{x.id}: none of its passages is given: pass the source's passages, and leave queries without an answer out of training."
-            )
-    found = encode(tokenizer, head, [known[next(r for r in x.relevant if r in known)] for x in examples])
-    return [Feature(q.rows + p.rows, q.second + p.second) for q, p in zip(out, found)]
+    right = [x.passage if isinstance(x, Aligned) else next((known[r] for r in x.relevant if r in known), None) for x in examples]
+    if None in right:
+        raise DataError(
+            f"{examples[right.index(None)].id}: none of its passages is given: pass the source's passages, and leave queries without an answer out of training."
+        )
+    return [Feature(q.rows + p.rows, q.second + p.second) for q, p in zip(out, encode(tokenizer, head, right))]
 
 
 def labels_of(name: str | Task) -> tuple:
     "The labels of a task's head; () where answers are spans, passages or positions."
     card = task(name)
     return () if card.family in ("span", "retrieval") else card.labels
+
+# %% ../nbs/22_features.ipynb #cell-036
+def mapped(ids: Iterable[np.ndarray]) -> Tokens:
+    "Rows of int32 numbers in a memory-mapped file that has no name any more: it is gone with the process."
+    with tempfile.TemporaryDirectory(prefix="xstudy-") as folder:
+        return Tokens.write(Path(folder) / "tokens.arrow", ids)
+
+
+def packed(f: Feature) -> np.ndarray:
+    "A feature as one row of int32 numbers: how long its parts are, then the parts."
+    flat = [x.reshape(-1) for x in f.offsets]
+    sizes = [len(f.rows), len(f.gold), len(f.words), len(flat), *map(len, (*f.rows, *f.gold, *flat))]
+    return np.concatenate([np.array(x, dtype=np.int32) for x in (sizes, *f.rows, f.second, *f.gold, f.words, *flat)])
+
+
+def unpacked(x: np.ndarray) -> Feature:
+    "What `packed` packed; its arrays are views of `x`."
+    rows, gold, words, offsets = x[:4].tolist()
+    sizes = x[4 : 4 + rows + gold + offsets].tolist()
+    at, out = 4 + len(sizes), []
+    for n in (*sizes[:rows], rows, *sizes[rows : rows + gold], words, *sizes[rows + gold :]):
+        out.append(x[at : at + n])
+        at += n
+    second, answers, more = out[rows], out[rows + 1 : rows + 1 + gold], out[rows + gold + 2 :]
+    whole = lambda part: tuple(part.tolist())
+    return Feature(tuple(out[:rows]), whole(second), tuple(map(whole, answers)), whole(out[rows + 1 + gold]), tuple(o.reshape(-1, 2) for o in more))
+
+# %% ../nbs/22_features.ipynb #cell-037
+class Features(Sequence):
+    "Features in a memory-mapped file; `features[i]` is made anew each time, `lengths` [N] are their pieces."
+
+    def __init__(self, features: Iterable[Feature]):
+        lengths = []
+
+        def rows():
+            for f in features:
+                lengths.append(len(f))
+                yield packed(f)
+
+        self._rows = mapped(rows())
+        self.lengths = np.array(lengths)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, i: int) -> Feature:
+        return unpacked(self._rows[i])

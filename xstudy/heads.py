@@ -150,14 +150,15 @@ class _Batches(_Shape):
         if self.family == "span":
             extra["may"] = _options(features, item, slot, mask)
         if self.family == "retrieval" and len(rows) == 2 * len(features):
-            extra["same"] = _tensor(np.unique([f.rows[1].tobytes() for f in features], return_inverse=True)[1])
+            for k, name in enumerate(("asked", "same")):
+                extra[name] = _tensor(np.unique([f.rows[k].tobytes() for f in features], return_inverse=True)[1])
         return Batch(ids, mask, _gold(self, features, item, slot), extra).to(self.encoder.device)
 
 # %% ../nbs/22_heads.ipynb #cell-011
 def _gold(model: _Shape, features: Sequence[Feature], item: np.ndarray, slot: np.ndarray) -> tuple:
     "Target numbers in the order of scores; () where an example has none."
     if model.family == "retrieval":
-        return (torch.arange(len(features)),)
+        return (torch.arange(len(features)),) * 2
     if not all(f.gold for f in features):
         return ()
     if model.family == "span":
@@ -226,8 +227,10 @@ class TaskModel(_Vectors):
                     "Queries are contrasted with passages: make features with encode_examples(..., passages=...), or read their vectors."
                 )
             query, passage = F.normalize(v.float(), dim=-1).chunk(2)
-            other = (x["same"][:, None] == x["same"]) & ~torch.eye(len(query), dtype=torch.bool, device=v.device)
-            return ((query @ passage.T / self.temperature).masked_fill(other, NEVER),)
+            alike = (x["same"][:, None] == x["same"]) | (x["asked"][:, None] == x["asked"])
+            other = alike & ~torch.eye(len(query), dtype=torch.bool, device=v.device)
+            scores = (query @ passage.T / self.temperature).masked_fill(other, NEVER)
+            return scores, scores.T
         return (self.judge(v, x["item"][x["back"]], x["slot"][x["back"]]),)
 
     def loss(self, batch: Batch, scores: tuple | None = None) -> torch.Tensor:

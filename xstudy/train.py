@@ -7,7 +7,7 @@ __all__ = ['MIXING', 'StageSettings', 'shuffled', 'mixing_weights', 'plan_stage'
            'majority']
 
 # %% ../nbs/24_train.ipynb #cell-002
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from .core import DataError, SettingsError, rng, seed_for
-from .features import Feature, encode_examples
-from .heads import Predictor, TaskModel
+from .derived import Aligned
+from .features import Feature, Features, encode_examples
+from .heads import Predictor, TaskModel, middle_layer
 from .loop import EarlyStop, LoopSettings, optimise, plan_batches, threads
 from .pretrain import Corpus, MaskedLM, PretrainSettings, draw_pool, mask_batch
 from .regimes import Regime, regime
@@ -78,6 +79,8 @@ def shuffled(features: list[Feature], *seed) -> list[Feature]:
     if features and features[0].offsets:
         return [replace(f, gold=_some_span(f, g)) for f in features]
     order = g.permutation(len(features))
+    if features and not features[0].gold:  # retrieval: the answer is the second row
+        return [replace(f, rows=(f.rows[0], features[i].rows[1])) for f, i in zip(features, order)]
     return [replace(f, gold=features[i].gold) for f, i in zip(features, order)]
 
 
@@ -124,7 +127,8 @@ class Stage(nn.Module):
             raise SettingsError(f"A stage with mlm {s.mlm} reads unlabelled text, and was given none.")
         cards = {t: task(t) for t in s.tasks}
         fits = lambda c: s.pooling if s.pooling != "siamese" or c.family in ("nli", "paraphrase", "choice") else "mean"
-        self.models = nn.ModuleDict({t: TaskModel(encoder, c.family, c.labels, s.seed, fits(c)) for t, c in cards.items()})
+        layer = lambda c: middle_layer(encoder) if c.family == "retrieval" else None
+        self.models = nn.ModuleDict({t: TaskModel(encoder, c.family, c.labels, s.seed, fits(c), layer(c)) for t, c in cards.items()})
         self.extra, self.mlm = how.modules(next(iter(self.models.values()))), MaskedLM(encoder, s.seed) if s.mlm else None
         self.settings, self.how, self.text, self._pool = s, how, text, (-1, [])
 
@@ -154,7 +158,7 @@ class Trained:
     steps: int
     tokens: int  # trained on, padding not counted
     dev: float  # share of right answers on the development examples
-    chance: float  # of the answer that is most frequent there
+    chance: float  # of the answer that is most frequent there, of a passage drawn at random
     looks: list[dict] = field(default_factory=list)  # {step, english, targets}: scores during training
 
 
@@ -173,8 +177,8 @@ def train_stage(
     s, how = settings, how or regime(settings.regime, **settings.options)
     stage = Stage(encoder, s, how, text)
     models = stage.models
-    made = {t: _features(tokenizer, train.get(t, []), models[t], how, s) for t in s.tasks}
-    plan = plan_stage({t: np.array([len(f) for f in x]) for t, x in made.items()}, s)
+    made = {t: Features(_features(tokenizer, train.get(t, []), models[t], how, s)) for t in s.tasks}
+    plan = plan_stage({t: x.lengths for t, x in made.items()}, s)
 
     def loss_at(step: int):
         name, numbers = plan[step]
@@ -186,16 +190,17 @@ def train_stage(
         stop = EarlyStop(look, max(1, len(plan) // s.select), s.select + 1) if s.select else None
         losses = optimise(stage, loss_at, len(plan), replace(s.loop, seed=s.seed), f"training on {s.task}", checkpoint, stop=stop, restart=True)
         score = right(Predictor(first, tokenizer, precision=s.loop.precision), dev)
-    tokens = int(sum(len(made[t][i]) for t, b in plan if t != "mlm" for i in b))
+    tokens = int(sum(made[t].lengths[b].sum() for t, b in plan if t != "mlm"))
     return Trained(first, losses, len(plan), tokens, score, majority(dev), [x | dict(step=(i + 1) * stop.every) for i, x in enumerate(looks)])
 
 # %% ../nbs/24_train.ipynb #cell-015
-def _features(tokenizer, examples: list, model: TaskModel, how: Regime, s: StageSettings) -> list[Feature]:
+def _features(tokenizer, examples: list, model: TaskModel, how: Regime, s: StageSettings) -> Iterable[Feature]:
     if not examples:
         raise DataError(f"There are no training examples for {s.task}: the source gave none.")
     examples = how.examples(examples, rng("regime examples", s.task, s.seed))
-    made = encode_examples(tokenizer, examples, model.labels or None, model.pooling)
-    return shuffled(made, s.task, s.seed) if s.labels == "shuffled" else made
+    some = (examples[at : at + 4096] for at in range(0, len(examples), 4096))
+    made = (f for part in some for f in encode_examples(tokenizer, part, model.labels or None, model.pooling))
+    return shuffled(list(made), s.task, s.seed) if s.labels == "shuffled" else made
 
 
 def _look(model: TaskModel, tokenizer, dev: list, targets: list, looks: list) -> Callable[[], float]:
@@ -212,8 +217,18 @@ def right(predict, examples: list) -> float:
     "Share of examples (of words, where they are tagged) with the right answer; NaN for none."
     if not len(examples):
         return float("nan")
+    if predict.model.family == "retrieval":
+        return _found(predict, examples)
     out = predict([x.texts for x in examples])
     return float(np.mean([ok for x, y in zip(examples, out) for ok in _marks(x, y, predict.labels)]))
+
+
+def _found(predict, examples: list) -> float:
+    if not all(isinstance(x, Aligned) for x in examples):
+        raise DataError(f"{examples[0].id}: a query is scored by its passage, and has none: take the examples from derived.examples_of.")
+    passages = list(dict.fromkeys(x.passage for x in examples))
+    nearest = (predict([x.texts for x in examples]) @ predict(passages).T).argmax(1)
+    return float(np.mean([passages[i] == x.passage for x, i in zip(examples, nearest)]))
 
 
 def _marks(x, y, labels) -> list[bool]:
@@ -227,6 +242,8 @@ def _marks(x, y, labels) -> list[bool]:
 
 
 def majority(examples: list) -> float:
-    "Share of the most frequent answer; 0 where answers are spans or passages."
+    "Share of the most frequent answer, for queries that of a passage drawn at random; 0 where answers are spans."
+    if examples and isinstance(examples[0], Aligned):
+        return 1 / len({x.passage for x in examples})
     gold = [t for x in examples for t in (x.tags if hasattr(x, "tags") else [x.label] if hasattr(x, "label") else [])]
     return float(np.unique(gold, return_counts=True)[1].max() / len(gold)) if gold else 0.0
