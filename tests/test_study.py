@@ -89,21 +89,23 @@ factors:
   robust: rs-da
   domains: [{name: pairs, tasks: [{task: lab-paws}, {task: lab-qqp}]}, {name: commonsense, tasks: [{task: lab-copa}, {task: lab-swag}]}]
   low: [hi, sw]
+  controls: [{task: real-fake}]
+  doses: [0.5]
   variants: [{name: rotated, lab: {shares: [[de, 0.1]]}}, {name: apart, pretrain: {tlm: 0.0, contrast: 0.0}}, {name: shallow, pretrain: {size: lab-0.3m-shallow}}]
 """
-    text = TINY.replace("name: tiny", "name: five").replace("dev: 30", "wide_train: 60, dev: 30").replace("[en]", "[en, hi, zh]")
+    text = TINY.replace("name: tiny", "name: five").replace("dev: 30", "wide_train: 60, dev: 30").replace("text_per_language: 60", "text_per_language: 300").replace("[en]", "[en, hi, zh]")
     (tmp_path / "five.yaml").write_text(text + factors)
     done = xstudy("run", "five.yaml", store=tmp_path / "store", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     out = tmp_path / "reports" / "five"
     record, effects = json.loads((out / "run.json").read_text()), pd.read_parquet(out / "tables" / "effects.parquet")
-    assert len(record["keys"]) == 5 + 20 * 2 + 6
+    assert len(record["keys"]) == 5 + 22 * 2 + 6
     main = effects[effects.main].groupby("question")["contrast"].unique().map(list).to_dict()
     assert main == {q.id: [q.main] for q in ASKED.values()} and effects.groupby("question")["run"].nunique().eq(1).all()
     for q in ASKED:
         assert (out / f"runs/{q}.ipynb").is_file() and (out / f"figures/{q}-effects.svg").is_file() and q in (out / "report.html").read_text()
     arms = pd.read_parquet(out / "tables" / "arms.parquet")
-    assert arms["arm"].is_unique and len(arms) == 20
+    assert arms["arm"].is_unique and len(arms) == 22
     assert set(effects["verdict"]) == {"withheld"} and effects[effects.contrast == "itt_gain_larger_vs_smaller"]["reason"].str.contains("one encoder a size").all()
     matched = arms.set_index("arm")["tokens"]
     assert abs(matched["qqp-x2"] - matched["qqp"]) > 1500 and matched.drop(["direct", "qqp-x2"]).max() < 1.6 * matched["direct-matched"]

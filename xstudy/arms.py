@@ -97,7 +97,9 @@ def _domains(p: Profile) -> list[Arm]:
 
 def _first(p: Profile) -> list[Arm]:
     more = replace(target_of(p, True), task=f"{p.train}+{p.factors.extra}")
-    return [*(after(p, i) for i in p.intermediate), *([Arm(f"with-{p.factors.extra}", None, more)] if p.factors.extra else [])]
+    single, controls = [after(p, i) for i in p.intermediate], [after(p, i, role="control") for i in p.factors.controls]
+    doses = [after(p, p.intermediate[0], f"-dose-{100 * x:g}", "control", share=x) for x in p.factors.doses]
+    return [*single, *controls, *doses, *([Arm(f"with-{p.factors.extra}", None, more)] if p.factors.extra else [])]
 
 
 def _transfer(p: Profile) -> list[Arm]:
@@ -160,7 +162,9 @@ def _name(plus: str, minus: str = "token_matched") -> str:
 def _rq1(p: Profile, single) -> list:
     tasks, base = tuple(short_name(i.task) for i in p.intermediate), "direct-matched"
     more = [f"with-{p.factors.extra}"] if p.factors.extra else []
-    return [("main", "itt_mean_vs_token_matched", less(tasks, base)), *(single(t, base) for t in (*tasks, *more)), single("direct", base, "control")]
+    beside = [a.name for a in _first(p) if a.role == "control"]
+    return [("main", "itt_mean_vs_token_matched", less(tasks, base)), *(single(t, base) for t in (*tasks, *more)),
+            *(single(a, base, "control") for a in ("direct", *beside))]  # fmt: skip
 
 
 def _rq2(p: Profile, single) -> list:

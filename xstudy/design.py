@@ -102,6 +102,8 @@ class Factors:
     domains: tuple[Domain, ...] = ()  # rq5: the first is compared with the others
     low: tuple[str, ...] = ()  # rq5: languages of low resource
     variants: tuple[Variant, ...] = ()  # validity: encoders whose transfer is known to be better or worse
+    controls: tuple[Intermediate, ...] = ()  # rq1: tasks that teach no meaning: real-fake
+    doses: tuple[float, ...] = ()  # rq1: further arms on these shares of the first task's items: 0.25, 0.5
     extra: str = ""  # rq1: a task with the target's labels, added to the training data of one arm: 'cad-nli'
 
 
@@ -211,7 +213,8 @@ def check_profile(p: Profile) -> Profile:
             if not getattr(p.factors, name):
                 raise SettingsError(f"{p.name}: question {q} needs factors.{name}, which the profile does not give.")
     extra = [p.factors.extra] if p.factors.extra else []
-    for t in (p.train, p.target, *extra, *(i.task for i in p.intermediate), *(i.dev for i in p.intermediate if i.dev)):
+    stages = (*p.intermediate, *p.factors.controls)
+    for t in (p.train, p.target, *extra, *(i.task for i in stages), *(i.dev for i in stages if i.dev)):
         task(t)
     check_start(p)
     for code in p.evaluation.adaptive_languages:
@@ -258,6 +261,8 @@ def check_factors(p: Profile):
         cost_of(name, **f.options.get(name, {}))
     for size in f.sizes:
         encoder_spec(size)
+    if wrong := [x for x in f.doses if not 0 < x < 1]:
+        raise SettingsError(f"{p.name}: factors.doses has {wrong[0]}: give shares between 0 and 1; the whole is in the design already.")
     for v in f.variants:
         lab_of(p, v.name), encoder_spec(pretrain_of(p, v.name).size)
     for code in (*f.low, *(c for part in f.rotation for c in part), *([f.language] if f.language else [])):

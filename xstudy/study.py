@@ -29,7 +29,7 @@ from .loop import threads
 from .perturb import Edit, apply_edits, perturbation
 from .pretrain import PretrainSettings, pretrain
 from .sources import source
-from .stages import READS_MORE, stage_examples, stage_regime, stage_text
+from .stages import READS_MORE, dev_examples, stage_digests, stage_examples, stage_regime, stage_text
 from .store import Store
 from .tasks import Pair, task
 from .transplant import TEXTS, teacher_folder
@@ -41,7 +41,7 @@ BY_SOURCE = {"lab": ("scenes", "labtasks", "lab"), "folder": ("readers", "format
 MODULES = {
     "encoder": ("encoders", "loop", "pretrain"),
     "transplant": ("encoders", "loop", "transplant", "distil"),
-    "model": ("encoders", "loop", "features", "heads", "predict", "augment", "regimes", "pretrain", "train", "stages"),
+    "model": ("encoders", "loop", "derived", "features", "heads", "predict", "augment", "regimes", "pretrain", "train", "stages"),
     "noise": ("perturb", "attack"),
     "predictions": ("features", "heads", "predict", "perturb", "attack"),
 }
@@ -81,9 +81,9 @@ class Study:
             raise SettingsError(f"There is no arm {name!r} in {self.profile.name}.{nearest(name, self.arms)}")
         return self.arms[name].seeded(seed)
 
-    def key(self, kind: str, settings, inputs: tuple) -> str:
-        "The content key of an artefact of this study."
-        return content_key(kind, settings, inputs, DATA + BY_SOURCE[self.profile.source] + MODULES[kind])
+    def key(self, kind: str, settings, inputs: tuple, more: tuple = ()) -> str:
+        "The content key of an artefact of this study; `more`: modules that compute it beside those of its kind."
+        return content_key(kind, settings, inputs, DATA + BY_SOURCE[self.profile.source] + MODULES[kind] + more)
 
 
 def default_store() -> Path:
@@ -176,8 +176,9 @@ def _phase_one(source, how, folder: Path, checkpoint: Path) -> list[float]:
 def stage_key(study: Study, start: str, stage: StageSettings, dev: str) -> str:
     "Key of a trained stage: where it starts, its settings, its data."
     s = study.source
-    more = (s.digest(), *MODULES["noise"]) if stage.augment != "none" or stage.mlm or stage.regime in READS_MORE else ()
-    return study.key("model", stage, (start, *map(s.digest, stage.tasks), s.digest(dev), dev, *more))
+    reads_more = stage.augment != "none" or stage.mlm or stage.regime in READS_MORE
+    inputs = (start, *stage_digests(s, stage, dev), dev, s.digest() if reads_more else "")
+    return study.key("model", stage, inputs, MODULES["noise"] if reads_more else ())
 
 
 def train_from(study: Study, start_key: str, start: Path, stage: StageSettings, dev: str) -> tuple[str, Path]:
@@ -188,7 +189,7 @@ def train_from(study: Study, start_key: str, start: Path, stage: StageSettings, 
         encoder, tokenizer = load_encoder(start)
         source, examples = study.source, stage_examples(study.source, stage)
         how = stage_regime(source, stage, tokenizer, examples, study.languages)
-        done = train_stage(encoder, tokenizer, examples, source.load(dev, "dev", "en"), stage, how, stage_text(source, stage, tokenizer))
+        done = train_stage(encoder, tokenizer, examples, dev_examples(source, stage, dev), stage, how, stage_text(source, stage, tokenizer))
         facts = dict(task=stage.task, steps=done.steps, tokens=done.tokens, dev=round(done.dev, 4), chance=round(done.chance, 4), dev_task=dev)
         save_classifier(done.model, tokenizer, folder, **facts)
         pd.DataFrame({"step": range(done.steps), "loss": done.losses}).to_csv(folder / "losses.csv", index=False)
