@@ -42,7 +42,7 @@ class _Pieces:
     "A tokenizer's pieces without special tokens, and those that it puts around one text and around two."
 
     def __init__(self, tokenizer):
-        self.backend, self.limit = check_tokenizer(tokenizer).backend_tokenizer, tokenizer.model_max_length
+        self.backend, self.limit, self.known = check_tokenizer(tokenizer).backend_tokenizer, tokenizer.model_max_length, {}
         self.backend.no_truncation()
         self.backend.no_padding()
         one, two = (self.backend.encode(*["a"] * n, add_special_tokens=True) for n in (1, 2))
@@ -71,10 +71,10 @@ class _Pieces:
         return [made[x] for x in texts]
 
     def ids(self, texts: Sequence) -> list[np.ndarray]:
-        "The piece ids of each text, without special tokens."
-        known = list(dict.fromkeys(texts))
-        made = dict(zip(known, (np.array(e.ids, dtype=np.int32) for e in self.pieces(known))))
-        return [made[x] for x in texts]
+        "The piece ids of each text, without special tokens; what was asked before is not split again."
+        new = [x for x in dict.fromkeys(texts) if x not in self.known]
+        self.known.update(zip(new, (np.array(e.ids, dtype=np.int32) for e in self.pieces(new))))
+        return [self.known[x] for x in texts]
 
 # %% ../nbs/22_features.ipynb #cell-009
 class Frame(_Pieces):
@@ -253,14 +253,14 @@ def span_targets(f: Feature, start: int, end: int) -> tuple[tuple, tuple]:
 
 # %% ../nbs/22_features.ipynb #cell-031
 def encode(
-    tokenizer,
+    tokenizer,  # or its `Frame`, which keeps what it has split
     family: str,  # of a task, or a head
     texts: Sequence[tuple],  # `x.texts` of examples; for retrieval also `(text, context)`
     pooling: str = "cls",  # 'siamese' reads each text in a row of its own
     stride: int = 128,  # of `read_spans`
 ) -> list[Feature]:
     "Features without gold; raises `SettingsError` for an unknown family."
-    head, frame, siamese = head_of(family), Frame(tokenizer), pooling == "siamese"
+    head, frame, siamese = head_of(family), tokenizer if isinstance(tokenizer, Frame) else Frame(tokenizer), pooling == "siamese"
     if not len(texts):
         return []
     if head == "pair":

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from .core import ModelError
-from .features import Feature, encode
+from .features import Feature, Frame, encode
 from .loop import autocast
 
 # %% ../nbs/22_predict.ipynb #cell-005
@@ -58,18 +58,31 @@ class _Rows:
         stride: int = 128,  # span: pieces that two windows share
         longest: int = 30,  # span: pieces of an answer, XTREME's limit
         null: float | None = None,  # span: see `best_span`
+        remember: int = 0,  # texts that are kept as read, for a model that does not change
     ):
         self.model, self.tokenizer, self.batch_tokens, self.precision = model.eval(), tokenizer, batch_tokens, precision
         self.labels, self.stride, self.longest, self.null = model.labels, stride, longest, null
+        self.remember, self.known, self.frame = remember, {}, None
+
+    def start(self) -> Frame:
+        "The frame that a question is read with; forgets what is more than `remember`."
+        if self.frame is None or len(self.frame.known) > self.remember:
+            self.known, self.frame = {}, Frame(self.tokenizer)
+        return self.frame
 
 # %% ../nbs/22_predict.ipynb #cell-010
+def _name(f: Feature) -> tuple:
+    "What a row is known by."
+    return f.rows[0].tobytes(), f.second[0], f.words
+
+
 class _Reader(_Rows):
     "Rows of a model, in batches of like length, each read once."
 
     def distinct(self, rows: list[Feature]) -> tuple[list[int], list[Feature]]:
         "Rows without repetition, and which of them each row is."
         known: dict = {}
-        index = [known.setdefault((f.rows[0].tobytes(), f.second[0], f.words), len(known)) for f in rows]
+        index = [known.setdefault(_name(f), len(known)) for f in rows]
         first: dict = {}
         for i, f in zip(index, rows):
             first.setdefault(i, f)
@@ -87,11 +100,13 @@ class _Reader(_Rows):
     def vectors(self, rows: list[Feature]) -> torch.Tensor:
         "What the model reads in each row [n, width], float32."
         index, rows = self.distinct(rows)
-        read = torch.empty(len(rows), self.model.encoder.config.hidden_size)
-        for some, batch in self.parts(rows):
+        names = list(map(_name, rows))
+        new = [f for name, f in zip(names, rows) if name not in self.known]
+        for some, batch in self.parts(new):
             with autocast(self.precision):
-                read[some] = self.model.vectors(batch).float().cpu()
-        return read[index]
+                read = self.model.vectors(batch).float().cpu().numpy()
+            self.known.update(zip((_name(new[i]) for i in some), read))
+        return torch.from_numpy(np.stack([self.known[name] for name in names]))[index]
 
 # %% ../nbs/22_predict.ipynb #cell-012
 class _Answers(_Reader):
@@ -151,7 +166,7 @@ class Predictor(_Spans):
     def __call__(self, texts: Sequence[tuple]):
         "Probabilities, tags, spans or vectors, by family (see above); raises `ModelError` when the model returns something that is no number."
         family = self.model.family
-        features = encode(self.tokenizer, family, list(texts), self.model.pooling, self.stride)
+        features = encode(self.start(), family, list(texts), self.model.pooling, self.stride)
         if family == "span":
             return self._spans(texts, features)
         if family == "tagging":
