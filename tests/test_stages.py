@@ -288,6 +288,13 @@ def test_mapped_features_are_the_features(tokenizer, name):
             assert packed(unpacked(packed(f))).tolist() == packed(f).tolist()
 
 
+def test_no_room_for_tokens_is_named(monkeypatch, tmp_path):
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    refused(DataError, lambda: Features([]), "temporary folder", "TMPDIR")
+
+
 def test_a_mapped_corpus_draws_what_lists_draw(tokenizer):
     text, parallel = LAB.text(), LAB.parallel()
     parallel = [{c: t if (i + len(c)) % 7 else "" for c, t in row.items()} for i, row in enumerate(parallel)]

@@ -327,9 +327,12 @@ def labels_of(name: str | Task) -> tuple:
 
 # %% ../nbs/22_features.ipynb #cell-036
 def mapped(ids: Iterable[np.ndarray]) -> Tokens:
-    "Rows of int32 numbers in a memory-mapped file that has no name any more: it is gone with the process."
-    with tempfile.TemporaryDirectory(prefix="xstudy-") as folder:
-        return Tokens.write(Path(folder) / "tokens.arrow", ids)
+    "Rows of int32 numbers in a memory-mapped file that has no name any more: it is gone with the process. Raises `DataError` where there is no room."
+    try:
+        with tempfile.TemporaryDirectory(prefix="xstudy-") as folder:
+            return Tokens.write(Path(folder) / "tokens.arrow", ids)
+    except OSError as e:
+        raise DataError(f"the temporary folder cannot hold the tokens ({e.strerror or e}): set TMPDIR to one with room.") from None
 
 
 def packed(f: Feature) -> np.ndarray:
