@@ -92,8 +92,8 @@ class Study:
         "The data source of the profile."
         if self.profile.source != "lab":
             return source(self.profile.source, self.root or None, None, self.profile.as_text)
-        lab = source("lab", settings=build(LabSettings, self.profile.lab, f"{self.profile.name}.lab"))
-        return Filed(lab, self.store, DATA + BY_SOURCE["lab"])
+        settings = build(LabSettings, self.profile.lab, f"{self.profile.name}.lab")
+        return Filed(source("lab", settings=settings), self.store, DATA + BY_SOURCE["lab"])
 
     @cached_property
     def arms(self) -> dict[str, Arm]:
@@ -115,7 +115,7 @@ class Study:
         "The content key of an artefact of this study."
         return content_key(kind, settings, inputs, DATA + BY_SOURCE[self.profile.source] + MODULES[kind])
 
-
+# %% ../nbs/53_study.ipynb #cell-008
 def default_store() -> Path:
     "XSTUDY_STORE, or ~/.cache/xstudy."
     return Path(os.environ.get("XSTUDY_STORE") or "~/.cache/xstudy").expanduser()
@@ -131,7 +131,7 @@ def open_study(
     p = profile if isinstance(profile, Profile) else load_profile(profile, **changes)
     return Study(p, root, store if isinstance(store, Store) else Store(Path(store).expanduser() if store else default_store()))
 
-# %% ../nbs/53_study.ipynb #cell-011
+# %% ../nbs/53_study.ipynb #cell-012
 def encoders_of(p: Profile) -> list[str]:
     "Sizes of the encoders that the profile's arms start from; '' is the profile's own."
     return list(dict.fromkeys(["", *(a.encoder for a in all_arms(p).values())]))
@@ -167,7 +167,7 @@ def make_encoder(study: Study, size: str = "") -> Path:
 
     return study.store.get_or_make(key, fill, {"kind": "encoder", "profile": study.profile.name})
 
-# %% ../nbs/53_study.ipynb #cell-014
+# %% ../nbs/53_study.ipynb #cell-015
 def stage_key(study: Study, start: str, stage: StageSettings, dev: str) -> str:
     "Key of a trained stage: where it starts, its settings, its data."
     s = study.source
@@ -201,7 +201,7 @@ def train_arm(study: Study, name: str, seed: int) -> tuple[str, Path, dict]:
         facts[which] = json.loads((folder / "head.json").read_text())
     return key, folder, facts
 
-# %% ../nbs/53_study.ipynb #cell-017
+# %% ../nbs/53_study.ipynb #cell-018
 def items(study: Study, language: str, n: int) -> list[Pair]:
     "The first `n` usable test items of the target task, all for 0."
     pairs = usable(study.source.load(study.profile.target, "test", language))[0]
@@ -220,7 +220,7 @@ def noise_key(study: Study, name: str) -> str:
     how = dict(attack=name, items=e.noise, draws=e.draws, words=e.words, target=study.profile.target)
     return study.key("noise", how, (s.digest(study.profile.target), s.digest("lexicons") if study.profile.source == "folder" else ""))
 
-# %% ../nbs/53_study.ipynb #cell-018
+# %% ../nbs/53_study.ipynb #cell-019
 def make_noise(study: Study, name: str) -> Path:
     "Folder with noise.parquet (language, item, draw, edits) and left_out.json (language -> reason)."
     e = study.profile.evaluation
@@ -262,7 +262,7 @@ def left_out(study: Study, name: str) -> dict[str, str]:
     "Language -> why an attack has no noisy set in it."
     return json.loads((make_noise(study, name) / "left_out.json").read_text(encoding="utf-8"))
 
-# %% ../nbs/53_study.ipynb #cell-021
+# %% ../nbs/53_study.ipynb #cell-022
 def parts(study: Study) -> list[tuple[str, str]]:
     "(mode, attack) of everything that an arm is tested on."
     return [("clean", "none")] + [(mode, a) for mode in ("noise", "adaptive") for a in study.profile.evaluation.attacks]
@@ -294,7 +294,7 @@ def predict_part(study: Study, predict: Predictor, arm: str, seed: int, mode: st
     outcomes = attack(pairs, predict, how, budget, queries=e.queries)
     return adaptive_table(outcomes, arm, seed, name, budget), _examples(outcomes, arm, name)
 
-# %% ../nbs/53_study.ipynb #cell-022
+# %% ../nbs/53_study.ipynb #cell-023
 _loaded = lru_cache(1)(load_classifier)  # the model of a filed folder never changes: all parts of an arm ask the same one
 
 
@@ -342,7 +342,7 @@ def _part(study: Study, key: str, model: Path, arm: str, seed: int, mode: str, n
     meta = {"kind": "predictions", "arm": arm, "seed": seed, "mode": mode, "attack": name}
     return study.store.get_or_make(part_key(study, key, arm, seed, mode, name), fill, meta)
 
-# %% ../nbs/53_study.ipynb #cell-025
+# %% ../nbs/53_study.ipynb #cell-026
 def model_key(study: Study, name: str, seed: int) -> str:
     "The key that `train_arm` will return, without training."
     arm = study.arm(name, seed)
