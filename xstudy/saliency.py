@@ -93,7 +93,8 @@ class SaliencyPredictor(_Words):
     def flips(self, questions: list[Gradient], segment: int, number: int, candidates: list[str]) -> np.ndarray:
         "How much each candidate word, in place of word `number` of text `segment`, would raise the loss to first order; summed over questions."
         frame, weights = Frame(self.predictor.tokenizer), self.predictor.model.encoder.get_input_embeddings().weight.detach().float().cpu()
-        vectors = torch.stack([weights[torch.from_numpy(ids).long()].mean(0) if len(ids) else weights.new_zeros(weights.shape[1]) for ids in frame.ids(candidates)])
+        none = weights.new_zeros(weights.shape[1])
+        vectors = torch.stack([weights[torch.from_numpy(ids).long()].mean(0) if len(ids) else none for ids in frame.ids(candidates)])
         total = torch.zeros(len(candidates))
         for _, k, slope, of in self._pieces(questions):
             if k == segment and (at := np.flatnonzero(of == number)).size:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['has_text', 'usable', 'ask', 'finite', 'Account', 'Gradient', 'schedule', 'by_length', 'in_pieces', 'Workers',
-           'together', 'to_bytes', 'from_bytes', 'Remembered']
+           'together', 'load_predictor', 'to_bytes', 'from_bytes', 'Remembered']
 
 # %% ../nbs/31_schedule.ipynb #cell-002
 import io, multiprocessing, sqlite3
@@ -252,6 +252,13 @@ class Workers(_Processes):
 def together(answers: list):
     "Answers as one array, where they are rows or records of one kind; tags stay a list."
     return np.stack(answers) if answers and np.ndim(answers[0]) < 2 else answers
+
+
+def load_predictor(folder: str | Path, **options):  # of `Predictor`
+    "The predictor of a model's folder."
+    from xstudy.heads import Predictor, load_model
+
+    return Predictor(*load_model(folder), **options)
 
 # %% ../nbs/31_schedule.ipynb #cell-026
 class _demo:

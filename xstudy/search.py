@@ -199,7 +199,7 @@ def space(t: Target, most: int = 100_000) -> int:
             break
     return len(seen) - 1
 
-
+# %% ../nbs/31_search.ipynb #cell-023
 def exhaustive(
     t: Target,
     batch: int = 64,  # texts asked at once
@@ -225,7 +225,7 @@ def exhaustive(
         trials = {}
     return edits, best
 
-# %% ../nbs/31_search.ipynb #cell-025
+# %% ../nbs/31_search.ipynb #cell-026
 def _grown(t: Target, edits: tuple, groups: dict, most: int) -> list:
     "Up to `most` edit sets with one edit more, of words in random order."
     out, every = [], [e for group in groups.values() for e in group]
@@ -266,7 +266,7 @@ def beam(
         states = [found[k] for k in np.argsort(np.round(after, 5), kind="stable")[:width]]
     return edits, best
 
-# %% ../nbs/31_search.ipynb #cell-028
+# %% ../nbs/31_search.ipynb #cell-029
 def _child(t: Target, a: tuple, b: tuple, fresh: list) -> tuple:
     "Edits of two parents in random order, as many as fit, then one fresh edit in their place."
     kept, pool = [], [*dict.fromkeys((*a, *b))]
@@ -309,7 +309,7 @@ def genetic(
         alive = sorted([*alive[:1], *(seen[x] for x in trials)], key=lambda x: x[0])
     return min(seen.values(), key=lambda x: round(x[0], 5))[1:]
 
-# %% ../nbs/31_search.ipynb #cell-031
+# %% ../nbs/31_search.ipynb #cell-032
 SEARCHES: dict[str, Callable] = {"random": random_search, "greedy": greedy, "beam": beam, "genetic": genetic, "exhaustive": exhaustive}
 
 

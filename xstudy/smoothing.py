@@ -214,7 +214,7 @@ def certify_words(
 
 
 def certify_noise(pairs: list, noisy: NoisyModel, first: int = 100, copies: int = 1000, alpha: float = 0.001, seed: int = 0) -> pd.DataFrame:
-    "Certificates by Gaussian noise on the embeddings (radius: distance); with noise in a ball, votes and abstention without a radius. Source: Cohen et al. (2019)."
+    "Certificates by Gaussian noise on embeddings (radius: distance); by noise in a ball, votes and abstention only. Source: Cohen et al. (2019)."
     pairs = usable(pairs)[0]
     if not pairs:
         return _rows([], [])

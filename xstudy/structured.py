@@ -148,7 +148,7 @@ class _Ranked(RankGoal):
         ranks, margin = self._ranks(t, answers)
         return np.clip(0.5 + margin / 4, 0, 1), ranks > self.k
 
-
+# %% ../nbs/43_structured.ipynb #cell-019
 class QueryGoal(_Ranked):
     "The right passage's rank down, by editing the query."
 
@@ -190,17 +190,18 @@ class PassageGoal(_Ranked):
         out[:, self.edited(t.example)] = np.asarray(answers, dtype=np.float64) @ query
         return out
 
-# %% ../nbs/43_structured.ipynb #cell-021
+# %% ../nbs/43_structured.ipynb #cell-023
 def _words(goal, t, texts: tuple, answer) -> tuple[str, str]:
     "(gold, prediction) of one answer, as the table has them."
     x = t.pair
     if isinstance(x, Tagged):
         return " ".join(x.tags), " ".join(s or "-" for s in goal._said(_Seen(x), [answer])[0])
     if isinstance(x, Span):
-        exact = answer_scores([x.answers], [texts[0][answer["start"] : answer["end"]] if answer["start"] >= 0 else ""], x.language, QA_SCRIPTS.get(x.task, "mlqa"))[0][0]
-        said = f"{answer['start']}-{answer['end']}" if answer["start"] >= 0 else "none"
-        start = texts[0].find(x.answers[0]) if x.answers else -1
-        gold = f"{start}-{start + len(x.answers[0])}" if x.answers else "none"
+        start, end = int(answer["start"]), int(answer["end"])
+        exact = answer_scores([x.answers], [texts[0][start:end] if start >= 0 else ""], x.language, QA_SCRIPTS.get(x.task, "mlqa"))[0][0]
+        said = f"{start}-{end}" if start >= 0 else "none"
+        there = texts[0].find(x.answers[0]) if x.answers else -1
+        gold = f"{there}-{there + len(x.answers[0])}" if x.answers else "none"
         return (said, said) if exact else (gold, said)
     if isinstance(x, Query):
         cosines = goal.cosines(_Seen(x), [answer]).round(6)[0]
@@ -218,7 +219,7 @@ class _Seen:
     def __init__(self, example):
         self.example = example
 
-# %% ../nbs/43_structured.ipynb #cell-022
+# %% ../nbs/43_structured.ipynb #cell-024
 def structured_table(
     outcomes: list,  # of `Outcome`, from `attack` with the same goal
     goal,
@@ -233,8 +234,9 @@ def structured_table(
         gold, said = _words(goal, o, o.texts, o.probabilities)
         texts, code = o.before or o.pair.texts, goal.language(o.pair)
         words, chars = cost(texts, o.edits, code)
-        rows.append(dict(
-            arm=arm, seed=seed, task=o.pair.task, language=o.pair.language, item=o.pair.id, group=o.pair.group, mode="adaptive", attack=attack, budget=float(budget.words),
-            draw=0, gold=gold, prediction=said, score=o.scores[1], correct=gold == said, queries=o.queries, hits=o.hits, edits=words, words=size(texts, code)[0], chars_changed=chars,
-        ))  # fmt: skip
+        whose = dict(arm=arm, seed=seed, task=o.pair.task, language=o.pair.language, item=o.pair.id, group=o.pair.group)
+        how = dict(mode="adaptive", attack=attack, budget=float(budget.words), draw=0)
+        what = dict(gold=gold, prediction=said, score=o.scores[1], correct=gold == said)
+        spent = dict(queries=o.queries, hits=o.hits, edits=words, words=size(texts, code)[0], chars_changed=chars)
+        rows.append(whose | how | what | spent)
     return prediction_table(rows)

@@ -100,7 +100,9 @@ def universal_trigger(
     "One phrase against all examples; raises `DataError` where the model gets none right, `SettingsError` for too few candidates."
     goal, candidates = goal or Untargeted(), list(dict.fromkeys(candidates))
     if not 1 <= length <= len(candidates) or min(tries, sweeps) < 1:
-        raise SettingsError(f"{len(candidates)} words cannot make a phrase of {length} in {tries} tries and {sweeps} sweeps: all are at least 1, words at least as many as places.")
+        raise SettingsError(
+            f"{len(candidates)} words cannot make a phrase of {length} in {tries} tries and {sweeps} sweeps: give at least 1 of each, and a word a place."
+        )
     if shared := {x.id for x in examples} & {x.id for x in held_out}:
         raise DataError(f"{len(shared)} examples are both searched on and held out: a trigger is reported on others.")
     every, right = _targets(usable(examples)[0], predict, goal)
