@@ -78,10 +78,10 @@ class Doubled:
 def test_no_search_beats_the_sum_of_the_best_edits_and_all_but_random_reach_it(search):
     "On a linear model the best edit set is known: the largest falls of different words, as many as the budget allows."
     linear, how = Additive(-2.0), Doubled()
-    pairs = [Pair(p.id, p.group, "en", *p.texts, NLI[0], "xnli", "test") for p in PAIRS]
+    pairs = [Pair(p.id, p.group, "en", *p.texts, NLI[0], "xnli", "test") for p in PAIRS[:4]]
     assert all(linear([p.texts])[0].argmax() == 0 for p in pairs)
     options = dict(greedy=dict(share=1), beam=dict(width=8, branch=40), genetic=dict(population=16)).get(search, {})
-    for o in attack(pairs, linear, how, search=search_named(search, **options), queries=400):
+    for o in attack(pairs, linear, how, search=search_named(search, **options), queries=1300 if search == "exhaustive" else 300):
         groups = [[w.text * 2, w.text[:2]] for t in o.pair.texts for w in words(t, "en") if w.is_word and len(w.text) > 2]
         old = [w.text for t in o.pair.texts for w in words(t, "en") if w.is_word and len(w.text) > 2]
         falls = sorted((max(linear.value(w) - linear.value(n) for n in new) for w, new in zip(old, groups)), reverse=True)

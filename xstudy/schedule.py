@@ -193,7 +193,7 @@ class _Processes:
             if isinstance(n, bool) or not isinstance(n, int) or n < 1:
                 raise SettingsError(f"{name} is a whole number of at least 1, not {n!r}.")
         context, self.piece, self._made = multiprocessing.get_context("forkserver"), piece, []
-        context.set_forkserver_preload(["xstudy.schedule", "torch", "transformers"])
+        context.set_forkserver_preload(["xstudy.schedule", "xstudy.heads"])
         for _ in range(processes):
             here, there = context.Pipe()
             child = context.Process(target=_serve, args=(make, arguments, threads, there), daemon=True)
