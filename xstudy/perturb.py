@@ -20,7 +20,7 @@ import numpy as np
 import regex
 
 from .core import DataError, SettingsError, nearest
-from .languages import LANGUAGES, check_text, graphemes, has_digit, homophones, in_script, keyboard, language, lower, upper, words
+from .languages import LANGUAGES, LAYOUTS, RECORDS, check_text, graphemes, has_digit, homophones, in_script, keyboard, language, lower, upper, words
 
 # %% ../nbs/30_perturb.ipynb #cell-005
 @dataclass(frozen=True, slots=True, order=True)
@@ -149,8 +149,8 @@ class Perturbation(Protocol):
     "What a perturbation has; a class with these needs no base class."
 
     name: str  # as in the prediction table
-    kind: str  # 'invariance': the label must stay; 'probe': a new gold label is meant
-    unit: str  # 'character', 'word' or 'sentence'
+    kind: str  # 'invariance': the label must stay
+    unit: str  # 'grapheme', 'word', 'phrase', 'sentence' or 'embedding'
     languages: tuple  # codes it is defined for
     source: str  # paper or standard
     rule: str  # when an edit is valid, in words
@@ -167,8 +167,9 @@ def register(cls: type) -> type:
     missing = [f for f in ("name", "kind", "unit", "languages", "source", "rule", "budget", "candidates") if not hasattr(cls, f)]
     if missing:
         raise SettingsError(f"perturbation {cls.__name__} lacks {', '.join(missing)}.")
-    if cls.kind not in ("invariance", "probe"):
-        raise SettingsError(f"perturbation {cls.name!r}: kind is 'invariance' or 'probe', not {cls.kind!r}.")
+    if cls.kind != "invariance":
+        hint = " What changes labels is a probe: it has another type, and goes to `probes.probe_type`." if cls.kind == "probe" else ""
+        raise SettingsError(f"perturbation {cls.name!r}: kind is 'invariance', not {cls.kind!r}.{hint}")
     if PERTURBATIONS.get(cls.name, cls).__qualname__ != cls.__qualname__:
         raise SettingsError(f"there is a perturbation {cls.name!r} already: choose another name.")
     PERTURBATIONS[cls.name] = cls
@@ -194,17 +195,33 @@ def propose(perturbation: Perturbation, texts: tuple, code: str, gen=None) -> li
     if code not in perturbation.languages:
         has = ", ".join(perturbation.languages)
         raise DataError(f"perturbation {perturbation.name!r} is not defined for {language(code).name}: it has {has}.")
+    if hasattr(perturbation, "together"):
+        return perturbation.together(tuple(map(check_text, texts)), code, gen)
     return [replace(e, segment=i) if i else e for i, t in enumerate(texts) for e in perturbation.candidates(check_text(t), code, gen)]
 
 
 def by_word(perturbation: Perturbation, texts: tuple, code: str, gen=None) -> dict:
     "The candidates grouped by the (first) word they touch: (segment, number of the word) -> edits, in reading order."
     groups: dict = {}
+    if getattr(perturbation, "linked", False):
+        raise SettingsError(f"the edits of {perturbation.name!r} go together, so no word can be searched alone: use noise, or search='random'.")
     for e in propose(perturbation, texts, code, gen):
         groups.setdefault((e.segment, bisect.bisect_right(_word_ends(texts[e.segment], code)[1], e.start)), []).append(e)
     return dict(sorted(groups.items()))
 
 # %% ../nbs/30_perturb.ipynb #cell-026
+def _sample_linked(texts: tuple, code: str, perturbation: Perturbation, budget: Budget, gen: np.random.Generator) -> list:
+    "Families of linked edits in random order, each whole, until the budget is spent."
+    families: dict = {}
+    for e in propose(perturbation, texts, code, gen):
+        families.setdefault(e.kind, []).append(e)
+    chosen: list = []
+    for i in gen.permutation(len(families)):
+        more = [*chosen, *list(families.values())[i]]
+        chosen = more if budget.allows(texts, more, code) else chosen
+    return sorted(chosen)
+
+
 def sample(
     texts: tuple,  # the original texts
     code: str,  # their language
@@ -216,6 +233,8 @@ def sample(
     left_words, left_chars = budget.limits(texts, code)
     if not left_words or not left_chars:
         return []
+    if getattr(perturbation, "linked", False):
+        return _sample_linked(texts, code, perturbation, budget, gen)
     groups, chosen, taken = list(by_word(perturbation, texts, code, gen).values()), [], set()
     for i in gen.permutation(len(groups)):
         for j in gen.permutation(len(groups[i])):
@@ -231,7 +250,7 @@ def sample(
 # %% ../nbs/30_perturb.ipynb #cell-029
 LONGEST_WORD = 60  # graphemes; what is longer is no word that somebody typed, and stays
 LEAST = {"inner": 4, "stem": 3, "tail": 2, "whole": 2}  # letters (graphemes that start with a letter) that a word needs
-RULES = {c: "inner" if v.cased else "stem" if v.scripts[0] == "Arab" else "tail" for c, v in LANGUAGES.items()}
+RULES = {c: "inner" if v.cased else "stem" if v.scripts[0] == "Arab" else "tail" for c, v in RECORDS.items()}
 RULES |= {"vi": "tail", "zh": "whole"}
 
 
@@ -249,7 +268,9 @@ def positions(
 _PLAIN = {"đ": "d", "Đ": "D", "ı": "i"}
 _CYRILLIC = {"ё": "е", "Ё": "Е", "ѝ": "и", "Ѝ": "И"}
 _TONES = {"vi": "[\u0300\u0301\u0303\u0309\u0323]"}
-_MARKS = {"Arab": "[\u064b-\u065f\u0670]", "Deva": "\u093c", "Thai": "[\u0e48-\u0e4b]"}
+_STROKES = {"pl": {"ł": "l", "Ł": "L"}, "ha": dict(zip("ɓɗƙƁƊƘ", "bdkBDK"))}
+_MARKS = {"Arab": "[\u064b-\u065f\u0670]", "Deva": "\u093c", "Thai": "[\u0e48-\u0e4b]", "Hebr": "[\u05b0-\u05bd\u05bf\u05c1\u05c2\u05c7]"}
+_MARKS |= {"Beng": "\u09bc", "Guru": "\u0a3c", "Gujr": "\u0abc", "Jpan": "[\u3099\u309a]"}
 
 
 @lru_cache(maxsize=8192)
@@ -260,17 +281,37 @@ def without_diacritic(
     "The grapheme with its diacritic lost."
     script = language(code).scripts[0]
     if script in ("Latn", "Grek"):
-        apart = unicodedata.normalize("NFD", _PLAIN.get(grapheme, grapheme))
+        apart = unicodedata.normalize("NFD", _PLAIN.get(grapheme) or _STROKES.get(code, {}).get(grapheme, grapheme))
         bare = [regex.sub(r"\p{Mn}", "", apart)] + [regex.sub(_TONES[c], "", apart) for c in _TONES if c == code]
     elif script == "Cyrl":
         bare = [_CYRILLIC.get(unicodedata.normalize("NFC", grapheme), grapheme)]
     else:
-        apart = unicodedata.normalize("NFD", grapheme) if script == "Deva" else grapheme
+        apart = unicodedata.normalize("NFD", grapheme) if script in ("Deva", "Beng", "Guru", "Jpan") else grapheme
         bare = [regex.sub(_MARKS[script], "", apart)] if script in _MARKS else []
     same = unicodedata.normalize("NFC", grapheme)
     return tuple(dict.fromkeys(b for b in (unicodedata.normalize("NFC", b) for b in bare) if b and b != same))
 
 # %% ../nbs/30_perturb.ipynb #cell-035
+_JAMO = {unicodedata.name(chr(c)): chr(c) for c in range(0x1100, 0x11C3) if unicodedata.name(chr(c), "")}
+_TWO_SET: dict = {}  # name of a letter -> names of those beside it: KS X 5002, three rows
+for _row in ("ㅂㅈㄷㄱㅅㅛㅕㅑㅐㅔ", "ㅁㄴㅇㄹㅎㅗㅓㅏㅣ", "ㅋㅌㅊㅍㅠㅜㅡ"):
+    _names = [unicodedata.name(c).rpartition(" ")[2] for c in _row]
+    for _pair in zip(_names, _names[1:]):
+        for _a, _b in (_pair, _pair[::-1]):
+            _TWO_SET.setdefault(_a, []).append(_b)
+
+
+def _hangul_slips(syllable: str):
+    "Syllables with one letter of a neighbouring key, a consonant for a consonant and a vowel for a vowel."
+    parts = unicodedata.normalize("NFD", syllable)
+    for i, part in enumerate(parts):
+        place, _, letter = unicodedata.name(part, "").rpartition(" ")
+        for other in _TWO_SET.get(letter, ()):
+            whole = unicodedata.normalize("NFC", parts[:i] + _JAMO.get(f"{place} {other}", "  ") + parts[i + 1 :])
+            if len(whole) == 1:
+                yield whole
+
+
 @lru_cache(maxsize=8192)
 def slips(
     grapheme: str,
@@ -280,9 +321,12 @@ def slips(
     "What the finger next door, or for Chinese the next line of the input method, would have typed."
     if language(code).keyboard == "pinyin input method":
         return homophones(grapheme)[:most] if len(grapheme) == 1 else ()
-    near, whole = keyboard(code), unicodedata.normalize("NFC", grapheme)
-    if language(code).cased and len(whole) > 1:
+    whole = unicodedata.normalize("NFC", grapheme)
+    if code == "ko":
+        return tuple(_hangul_slips(whole))
+    if language(code).keyboard not in LAYOUTS or language(code).cased and len(whole) > 1:
         return ()
+    near = keyboard(code)
     found = []
     for i, c in enumerate(whole):
         for n in near.get(lower(c, code), ()):
@@ -329,9 +373,9 @@ def typos(
 class Typo:
     "Typing errors on the language's own keyboard (or input method)."
 
-    name, kind, unit = "typo", "invariance", "character"
-    languages = tuple(LANGUAGES)
-    source = "Pruthi, Dhingra & Lipton (2019), extended to fifteen languages"
+    name, kind, unit = "typo", "invariance", "grapheme"
+    languages = tuple(RECORDS)
+    source = "Pruthi, Dhingra & Lipton (2019), extended to the scripts of all records"
     rule = "one edit a word, of whole graphemes of its own script, where RULES allows; words with digits, short and foreign words stay"
     budget = Budget(0.15, 0.10)
 
