@@ -69,8 +69,10 @@ class Homoglyph(PerWord):
     rule = "one letter of a word becomes a letter of another script and the same case that looks like it and that NFKC leaves alone"
 
     def options(self, word: str, code: str) -> tuple:
-        "Every letter by every look-alike."
-        return tuple((i, i + 1, c) for i, x in enumerate(word) for c in homoglyphs(x))
+        "Every letter by every look-alike, its marks left as they are."
+        g = graphemes(word)
+        at = np.cumsum([0, *map(len, g)]).tolist()
+        return tuple((i, i + len(x), c + x[1:]) for i, x in zip(at, g) for c in homoglyphs(x[0]) if len(graphemes(c + x[1:])) == 1)
 
 # %% ../nbs/30_characters.ipynb #cell-012
 INVISIBLE = ("\u00ad", "\u200b", "\u2060", "\ufeff")  # soft hyphen, zero width space, word joiner, zero width no-break space
