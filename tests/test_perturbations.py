@@ -25,7 +25,7 @@ from xstudy.languages import LANGUAGES, LAYOUTS, RECORDS, XTREME_R, graphemes, h
 from xstudy.lexical import lab_synonyms, read_wordnet
 from xstudy.local_models import LocalEncoder, LocalMasked
 from xstudy.parser import preserved, regold
-from xstudy.perturb import PERTURBATIONS, Budget, Edit, apply_edits, by_word, cost, perturbation, propose, sample, typos, undo
+from xstudy.perturb import HOMES, PERTURBATIONS, Budget, Edit, apply_edits, by_word, cost, perturbation, propose, sample, typos, undo
 from xstudy.probes import PROBES, probe, probe_set
 from xstudy.texts import read_lexicon
 
@@ -169,6 +169,15 @@ def test_constraints_count_what_they_remove(lab):
     assert r.asked["budget"] == every and sum(map(len, left)) == every - r.removed.sum()
     assert list(r.asked[1:]) == list((r.asked - r.removed)[:-1]) and r.removed["stop words"] > 0
     assert all(in_script(e.new, "en") for found in left for e in found if e.new)
+
+
+def test_every_perturbation_is_found_by_name():
+    import xstudy.gradients  # noqa: F401
+
+    ours = {n for n, p in PERTURBATIONS.items() if p.__module__.startswith("xstudy.")}
+    assert ours == {"typo", "codemix", *HOMES} and all(PERTURBATIONS[n].__module__ == f"xstudy.{m}" for n, m in HOMES.items())
+    code = "from xstudy.perturb import perturbation; print(perturbation('case').name)"
+    assert subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True).stdout == "case\n"
 
 
 def test_probes_and_perturbations_do_not_mix():
