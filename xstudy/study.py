@@ -26,7 +26,7 @@ from .encoders import load_encoder, save_encoder
 from .files import folders_named
 from .heads import Predictor, load_classifier, save_classifier
 from .loop import threads
-from .perturb import Edit, apply_edits, perturbation
+from .perturb import HOMES, Edit, apply_edits, perturbation
 from .pretrain import PretrainSettings, pretrain
 from .sources import source
 from .stages import READS_MORE, dev_examples, stage_digests, stage_examples, stage_regime, stage_text
@@ -42,8 +42,8 @@ MODULES = {
     "encoder": ("encoders", "speed", "loop", "pretrain"),
     "transplant": ("encoders", "speed", "loop", "transplant", "distil"),
     "model": ("encoders", "speed", "loop", "derived", "features", "heads", "predict", "augment", "regimes", "pretrain", "train", "stages"),
-    "noise": ("perturb", "attack"),
-    "predictions": ("features", "heads", "predict", "perturb", "attack"),
+    "noise": ("perturb", "goals", "schedule", "search", "attack"),
+    "predictions": ("features", "heads", "predict", "perturb", "goals", "schedule", "search", "attack"),
 }
 
 # %% ../nbs/53_study.ipynb #cell-006
@@ -122,7 +122,7 @@ class Study:
         "The content key of an artefact of this study; `more`: modules that compute it beside those of its kind."
         return content_key(kind, settings, inputs, DATA + BY_SOURCE[self.profile.source] + MODULES[kind] + more)
 
-
+# %% ../nbs/53_study.ipynb #cell-008
 def default_store() -> Path:
     "XSTUDY_STORE, or ~/.cache/xstudy."
     return Path(os.environ.get("XSTUDY_STORE") or "~/.cache/xstudy").expanduser()
@@ -138,7 +138,7 @@ def open_study(
     p = profile if isinstance(profile, Profile) else load_profile(profile, **changes)
     return Study(p, root, store if isinstance(store, Store) else Store(Path(store).expanduser() if store else default_store()))
 
-# %% ../nbs/53_study.ipynb #cell-011
+# %% ../nbs/53_study.ipynb #cell-012
 def encoders_of(p: Profile) -> list[str]:
     "Names of the encoders that the profile's arms start from; '' is the profile's own."
     return list(dict.fromkeys(["", *(a.encoder for a in all_arms(p).values())]))
@@ -174,7 +174,7 @@ def model_digest(name: str) -> str:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
         raise ModelError(f"{name} is no model folder, package or hub id that can be reached: {' '.join(str(e).split())[:160]}") from None
 
-# %% ../nbs/53_study.ipynb #cell-012
+# %% ../nbs/53_study.ipynb #cell-013
 def encoder_key(study: Study, name: str = "") -> str:
     "Key of an encoder: how it is made, what it reads, and the evaluation texts kept out of it."
     p, s, how = study.profile, study.reads(name) if name else study.source, phase_one(study, name)
@@ -209,7 +209,7 @@ def _phase_one(source, how, folder: Path, checkpoint: Path) -> list[float]:
     save_encoder(*load_encoder(teacher_folder(how)), folder)
     return []
 
-# %% ../nbs/53_study.ipynb #cell-015
+# %% ../nbs/53_study.ipynb #cell-016
 def stage_key(study: Study, start: str, stage: StageSettings, dev: str) -> str:
     "Key of a trained stage: where it starts, its settings, its data."
     s = study.source
@@ -244,7 +244,7 @@ def train_arm(study: Study, name: str, seed: int) -> tuple[str, Path, dict]:
         facts[which] = json.loads((folder / "head.json").read_text())
     return key, folder, facts
 
-# %% ../nbs/53_study.ipynb #cell-018
+# %% ../nbs/53_study.ipynb #cell-019
 def items(study: Study, language: str, n: int) -> list[Pair]:
     "The first `n` usable test items of the target task, all for 0."
     pairs = usable(study.source.load(study.profile.target, "test", language))[0]
@@ -257,13 +257,18 @@ def attack_named(study: Study, name: str):
     return how, replace(how.budget, words=study.profile.evaluation.words)
 
 
+def _home(attack: str) -> tuple:
+    "The module that holds a perturbation, where it is not `perturb` itself."
+    return (HOMES[attack],) if attack in HOMES else ()
+
+
 def noise_key(study: Study, name: str) -> str:
     "Key of a noisy set."
     e, s = study.profile.evaluation, study.source
     how = dict(attack=name, items=e.noise, draws=e.draws, words=e.words, target=study.profile.target)
-    return study.key("noise", how, (s.digest(study.profile.target), s.digest("lexicons") if study.profile.source == "folder" else ""))
+    return study.key("noise", how, (s.digest(study.profile.target), s.digest("lexicons") if study.profile.source == "folder" else ""), _home(name))
 
-# %% ../nbs/53_study.ipynb #cell-019
+# %% ../nbs/53_study.ipynb #cell-020
 def make_noise(study: Study, name: str) -> Path:
     "Folder with noise.parquet (language, item, draw, edits) and left_out.json (language -> reason)."
     e = study.profile.evaluation
@@ -305,7 +310,7 @@ def left_out(study: Study, name: str) -> dict[str, str]:
     "Language -> why an attack has no noisy set in it."
     return json.loads((make_noise(study, name) / "left_out.json").read_text(encoding="utf-8"))
 
-# %% ../nbs/53_study.ipynb #cell-022
+# %% ../nbs/53_study.ipynb #cell-023
 def parts(study: Study) -> list[tuple[str, str]]:
     "(mode, attack) of everything that an arm is tested on."
     return [("clean", "none")] + [(mode, a) for mode in ("noise", "adaptive") for a in study.profile.evaluation.attacks]
@@ -319,7 +324,7 @@ def part_key(study: Study, model_key: str, arm: str, seed: int, mode: str, name:
     if mode == "adaptive":
         how |= dict(items=e.adaptive, languages=e.adaptive_languages, queries=e.queries, words=e.words)
         how |= dict(lexicons=s.digest("lexicons") if p.source == "folder" else "")
-    return study.key("predictions", how, (model_key, s.digest(p.target)))
+    return study.key("predictions", how, (model_key, s.digest(p.target)), _home(name))
 
 
 def predict_part(study: Study, predict: Predictor, arm: str, seed: int, mode: str, name: str) -> tuple[pd.DataFrame, list[dict]]:
@@ -337,7 +342,7 @@ def predict_part(study: Study, predict: Predictor, arm: str, seed: int, mode: st
     outcomes = attack(pairs, predict, how, budget, queries=e.queries)
     return adaptive_table(outcomes, arm, seed, name, budget), _examples(outcomes, arm, name)
 
-# %% ../nbs/53_study.ipynb #cell-023
+# %% ../nbs/53_study.ipynb #cell-024
 _loaded = lru_cache(1)(load_classifier)  # the model of a filed folder never changes: all parts of an arm ask the same one
 
 
@@ -385,7 +390,7 @@ def _part(study: Study, key: str, model: Path, arm: str, seed: int, mode: str, n
     meta = {"kind": "predictions", "arm": arm, "seed": seed, "mode": mode, "attack": name}
     return study.store.get_or_make(part_key(study, key, arm, seed, mode, name), fill, meta)
 
-# %% ../nbs/53_study.ipynb #cell-026
+# %% ../nbs/53_study.ipynb #cell-027
 def model_key(study: Study, name: str, seed: int) -> str:
     "The key that `train_arm` will return, without training."
     arm = study.arm(name, seed)
