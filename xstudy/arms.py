@@ -116,12 +116,12 @@ def arms(p: Profile, question: str = "rq1") -> dict[str, Arm]:
     common = _common(p)[: 1 if question == "validity" else None]
     return {a.name: a for a in (*common, *_ARMS[question](p))}
 
-
+# %% ../nbs/50_arms.ipynb #cell-008
 def all_arms(p: Profile) -> dict[str, Arm]:
     "The arms of all questions of the profile, each once."
     return {name: a for q in p.questions for name, a in arms(p, q).items()}
 
-# %% ../nbs/50_arms.ipynb #cell-010
+# %% ../nbs/50_arms.ipynb #cell-011
 @dataclass(frozen=True)
 class Contrast:
     "A comparison fixed before the run: what has positive weight minus what has negative."
@@ -154,7 +154,7 @@ def less(plus, minus, languages: tuple = (), weight: float = 1.0) -> tuple[Cell,
     sides = [((x,) if isinstance(x, str) else tuple(x), w) for x, w in ((plus, weight), (minus, -weight))]
     return tuple(Cell(a, w / len(names), languages) for names, w in sides for a in names)
 
-# %% ../nbs/50_arms.ipynb #cell-013
+# %% ../nbs/50_arms.ipynb #cell-014
 def _name(plus: str, minus: str = "token_matched") -> str:
     return f"{plus}_vs_{minus}".replace("-", "_")
 
@@ -207,7 +207,7 @@ def _rq5(p: Profile, single) -> list:
 def _without(codes: tuple) -> tuple:
     return tuple(c for c in LANGUAGES if c not in codes and c != "en")
 
-# %% ../nbs/50_arms.ipynb #cell-014
+# %% ../nbs/50_arms.ipynb #cell-015
 def _validity(p: Profile, single) -> list:
     variants, others, resource = p.factors.variants, _without(()), []
     rotations = [("direct", ""), *((f"direct-on-{v.name}", v.name) for v in variants if "shares" in v.lab)]
@@ -244,7 +244,7 @@ def main_measures(p: Profile, question: str = "rq1") -> list[str]:
     "Names of the measures of a question's main contrast: accuracy under attack, and the drop to it; for validity, clean accuracy."
     return ["clean"] if question == VALIDITY.id else [f"{k}_{a}" for k in ("adv", "drop_adv") for a in p.evaluation.attacks]
 
-# %% ../nbs/50_arms.ipynb #cell-017
+# %% ../nbs/50_arms.ipynb #cell-018
 def power(p: Profile, clusters: int | None = None, tests: int | None = None) -> dict:
     "Standard error and detectable effect (proportions) of the main contrast, at the profile's planned standard deviations."
     clusters = clusters or max(2, (p.evaluation.adaptive or p.evaluation.clean) // 3)
@@ -277,7 +277,7 @@ def training_rate(p: Profile, steps: int = 6) -> dict[str, float]:
                 model(ids)
         return dict(tokens=train, texts=steps * len(ids) / (time.perf_counter() - start))
 
-# %% ../nbs/50_arms.ipynb #cell-018
+# %% ../nbs/50_arms.ipynb #cell-019
 def questions_asked(p: Profile) -> int:
     "Texts that one arm's evaluation asks of its model, at most."
     e = p.evaluation

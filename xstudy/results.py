@@ -155,7 +155,7 @@ def withhold(effects: pd.DataFrame, why: str) -> pd.DataFrame:
     "The effects with every verdict withheld for one reason; unchanged where there is none."
     return effects.assign(verdict="withheld", reason=effects["reason"].str.rstrip(".") + f"; {why}.") if why else effects
 
-
+# %% ../nbs/54_results.ipynb #cell-015
 def withheld_reason(study_profile, passed: pd.DataFrame, checks: pd.DataFrame) -> str:
     "Why no verdict may be printed for a whole run, or ''."
     failed = [r.check for r in checks.itertuples() if r.passed is False]
@@ -166,7 +166,7 @@ def withheld_reason(study_profile, passed: pd.DataFrame, checks: pd.DataFrame) -
         or (f"lab validity is not yet shown ({not_run[0]}: not run)" if not_run else "")
     )
 
-# %% ../nbs/54_results.ipynb #cell-019
+# %% ../nbs/54_results.ipynb #cell-020
 PRESERVATION = ("attack", "language", "items", "kept", "changed", "unreadable")
 
 
@@ -182,7 +182,7 @@ def preservation(study: Study, most: int = 40) -> pd.DataFrame:
         rows += [dict(attack=attack, language=c, items=n.total(), kept=n["kept"], changed=n["changed"], unreadable=n["unreadable"]) for c, n in seen.items()]
     return pd.DataFrame(rows, columns=PRESERVATION)
 
-# %% ../nbs/54_results.ipynb #cell-022
+# %% ../nbs/54_results.ipynb #cell-023
 def facts_table(study: Study, question: str = "rq1") -> pd.DataFrame:
     "arm, seed, steps, tokens, dev and chance of both stages: what the records of finished arms say."
     rows = []
@@ -209,7 +209,7 @@ def arms_summary(facts: pd.DataFrame) -> pd.DataFrame:
                          dev=dev, manipulation=learnt))  # fmt: skip
     return pd.DataFrame(rows)
 
-# %% ../nbs/54_results.ipynb #cell-025
+# %% ../nbs/54_results.ipynb #cell-026
 def accuracy_table(study_profile, table: pd.DataFrame, passed: pd.DataFrame, question: str = "rq1") -> pd.DataFrame:
     "arm, language ('mean' over languages that pass the gate), measure, estimate, low, high."
     good = set(passed.loc[passed["passed"], "language"]) or set(passed["language"])
@@ -223,7 +223,7 @@ def accuracy_table(study_profile, table: pd.DataFrame, passed: pd.DataFrame, que
     out = out.rename(columns={"accuracy": "estimate"})[["arm", "language", "measure", "estimate", "low", "high", "seeds", "items"]]
     return out.sort_values(["measure", "language", "arm"], key=lambda c: c.map(order) if c.name == "arm" else c, kind="stable", ignore_index=True)
 
-# %% ../nbs/54_results.ipynb #cell-028
+# %% ../nbs/54_results.ipynb #cell-029
 def figures_of(study_profile, table: pd.DataFrame, effects: pd.DataFrame, question: str = "rq1") -> list[tuple]:
     "(name, figure, table it was drawn from, caption, alternative text) of a question."
     shown = [a.name for a in arms(study_profile, question).values() if a.role != "validity"]
@@ -242,7 +242,7 @@ def figures_of(study_profile, table: pd.DataFrame, effects: pd.DataFrame, questi
         out.append((f"robustness-{attack}", drop_scatter(r), r, caption, f"Scatter of clean and attacked accuracy, {attack}"))
     return out
 
-# %% ../nbs/54_results.ipynb #cell-031
+# %% ../nbs/54_results.ipynb #cell-032
 def file_result(study: Study, question: str = "rq1") -> Path:
     "Computes a question's result and files it: tables/, figures/, result.json, examples.json; returns its folder."
     key = result_key(study, question)
