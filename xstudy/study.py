@@ -41,7 +41,7 @@ BY_SOURCE = {"lab": ("scenes", "labtasks", "lab"), "folder": ("readers", "format
 MODULES = {
     "encoder": ("encoders", "speed", "loop", "pretrain"),
     "transplant": ("encoders", "speed", "loop", "transplant", "distil"),
-    "model": ("encoders", "speed", "loop", "derived", "features", "heads", "predict", "augment", "regimes", "pretrain", "train", "stages"),
+    "model": ("encoders", "speed", "loop", "parser", "derived", "features", "heads", "predict", "augment", "regimes", "pretrain", "train", "stages"),
     "noise": ("perturb", "goals", "schedule", "search", "attack"),
     "predictions": ("features", "heads", "predict", "perturb", "goals", "schedule", "search", "attack"),
 }
