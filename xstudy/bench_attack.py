@@ -48,7 +48,7 @@ class AttackBench:
 CHOICES = {"xlmr-4x256": AttackBench(), "minilm": AttackBench("minilm", lr=2e-4)}
 SIDES = ("ours", "fixed", "stock")
 
-
+# %% ../nbs/73_bench_attack.ipynb #cell-006
 def fresh_encoder(s: AttackBench, texts: list):
     "(encoder, tokenizer) that training starts from."
     if s.model == "minilm":
@@ -70,7 +70,7 @@ def fresh_encoder(s: AttackBench, texts: list):
         torch.manual_seed(s.seed)
         return XLMRobertaModel(config, add_pooling_layer=False), tokenizer
 
-# %% ../nbs/73_bench_attack.ipynb #cell-005
+# %% ../nbs/73_bench_attack.ipynb #cell-007
 NAMES = {  # our head's tensors under the names of transformers' classifiers
     "xlm-roberta": ("roberta.", {"dense": "classifier.dense", "out": "classifier.out_proj"}, "XLMRobertaForSequenceClassification"),
     "bert": ("bert.", {"dense": "bert.pooler.dense", "out": "classifier"}, "BertForSequenceClassification"),
@@ -95,7 +95,7 @@ def export_classifier(model: TaskModel, tokenizer, folder: Path) -> Path:
     (folder / "tokenizer.settings.json").write_text(json.dumps(special | dict(model_max_length=tokenizer.model_max_length)), encoding="utf-8")
     return folder
 
-# %% ../nbs/73_bench_attack.ipynb #cell-006
+# %% ../nbs/73_bench_attack.ipynb #cell-008
 def prepare(s: AttackBench, folder: Path) -> list:
     "Trains the classifier into folder/ours and folder/theirs; the sentences to attack, as (id, text, label)."
     lab, card = LabSource(LabSettings(wide_train=s.rows, test=max(300, 4 * s.items))), task(s.task)
@@ -116,7 +116,7 @@ def prepare(s: AttackBench, folder: Path) -> list:
     chosen = [x for x in test if len(x.text.split()) <= 15]  # DeepWordBug's limit of 30 changed characters cannot bind
     return [(x.id, x.text, x.label) for x in chosen[: s.items]]
 
-# %% ../nbs/73_bench_attack.ipynb #cell-010
+# %% ../nbs/73_bench_attack.ipynb #cell-012
 STOP = tuple(
     "a about after again all an and any are as at be because been before being below between both but by can did do does doing down during each few for from "
     "further had has have having he her here hers him his how i if in into is it its just me more most my no nor not now of off on once only or other our out over "
@@ -147,7 +147,7 @@ class DeepWordBugEdits:
             out += [Edit(0, w.start + int(x), w.start + int(y), new, kind) for x, y, new, kind in drawn if w.text[x:y] != new]
         return out
 
-# %% ../nbs/73_bench_attack.ipynb #cell-013
+# %% ../nbs/73_bench_attack.ipynb #cell-015
 def _ours():
     "In a process of its own: attacks, and prints what came of it."
     given = json.load(sys.stdin)
@@ -167,7 +167,7 @@ def _ours():
     won = [[o.pair.id, "skipped" if o.queries == 1 else "won" if o.success else "lost", o.queries] for o in found]
     print(json.dumps(dict(wall=wall, memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, asked=account(found)["asked"], results=won)))
 
-# %% ../nbs/73_bench_attack.ipynb #cell-014
+# %% ../nbs/73_bench_attack.ipynb #cell-016
 THEIRS = '''
 import json, os, resource, sys, time
 given = json.load(sys.stdin)
@@ -204,7 +204,7 @@ won = [[s[0], names[type(r).__name__], r.num_queries] for s, r in zip(given["sen
 print(json.dumps(dict(wall=wall, memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, asked=Counting.asked, results=won)))
 '''
 
-# %% ../nbs/73_bench_attack.ipynb #cell-016
+# %% ../nbs/73_bench_attack.ipynb #cell-018
 PACKAGES = (["torch==2.13.0"], ["transformers>=4.46,<5", "urllib3<2", "flair==0.15.1", "textattack==0.3.11"])
 
 
@@ -225,7 +225,7 @@ def textattack_python(python: str | Path = "") -> Path:
         raise SettingsError("There is no Python with TextAttack: xstudy.bench_attack.make_textattack(folder) makes one; then set XSTUDY_TEXTATTACK to its path.")
     return python
 
-# %% ../nbs/73_bench_attack.ipynb #cell-018
+# %% ../nbs/73_bench_attack.ipynb #cell-020
 def run_side(s: AttackBench, side: str, folder: Path, sentences: list, python: str | Path = "") -> dict:
     "One side's attack: examples and queries a second, success rate, mean queries, peak memory, and what became of each sentence."
     labels = task(s.task).labels
@@ -248,7 +248,7 @@ def run_side(s: AttackBench, side: str, folder: Path, sentences: list, python: s
     figures |= dict(success=sum(r[1] == "won" for r in tried) / max(1, len(tried)), mean_queries=queries / len(out["results"]))
     return figures | dict(asked=out["asked"], results={i: how for i, how, _ in out["results"]})
 
-# %% ../nbs/73_bench_attack.ipynb #cell-022
+# %% ../nbs/73_bench_attack.ipynb #cell-024
 def compare_attacks(s: AttackBench, repeats: int = 5, sides: tuple = SIDES, python: str | Path = "") -> dict:
     "Trains once, then runs the sides in turn. Raises `SettingsError` for an unknown side, `RunError` when a side fails."
     for side in sides:
@@ -268,13 +268,13 @@ def compare_attacks(s: AttackBench, repeats: int = 5, sides: tuple = SIDES, pyth
     out["ratios"] = {f"textattack_{side}": ratio(side, "examples_per_s") for side in others}
     return out | dict(query_ratios={f"textattack_{side}": ratio(side, "queries_per_s") for side in others}, gap={side: _gap(turns, side) for side in others})
 
-
+# %% ../nbs/73_bench_attack.ipynb #cell-025
 def _gap(turns: list, side: str) -> float:
     "How many sentences of fifty more are won by ours than by a side, on those that both tried."
     both = [(t["ours"]["results"][i], how) for t in turns for i, how in t[side]["results"].items() if how != "skipped"]
     return round(50 * (np.mean([a == "won" for a, _ in both]) - np.mean([b == "won" for _, b in both])), 2) if both else 0.0
 
-
+# %% ../nbs/73_bench_attack.ipynb #cell-027
 def bench_attack(
     repeats: int = 5,
     models: tuple = ("xlmr-4x256", "minilm"),  # of `CHOICES`

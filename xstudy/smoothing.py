@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ABSTAIN', 'at_least', 'vote', 'single_words', 'drawn_from', 'overlap', 'word_radius', 'word_copies', 'word_votes',
-           'Noisy', 'NoisyModel', 'Certificate', 'gaussian_radius', 'certify', 'certify_words', 'certify_noise',
-           'certified_accuracy']
+           'Noisy', 'NoisyModel', 'smoothed', 'Certificate', 'gaussian_radius', 'certify', 'certify_words',
+           'certify_noise', 'certified_accuracy']
 
 # %% ../nbs/33_smoothing.ipynb #cell-002
 from collections.abc import Callable
@@ -157,6 +157,18 @@ class NoisyModel(Noisy):
         return counts
 
 # %% ../nbs/33_smoothing.ipynb #cell-021
+def smoothed(
+    votes: Callable,  # list of text tuples -> votes [n, labels], such as lambda t: noisy.votes(t, 40)
+) -> Callable:
+    "A smoothed model as a predictor: list of text tuples -> shares of the votes [n, labels]."
+
+    def predict(texts: list) -> np.ndarray:
+        counts = votes(texts)
+        return counts / counts.sum(1, keepdims=True)
+
+    return predict
+
+# %% ../nbs/33_smoothing.ipynb #cell-024
 @dataclass(frozen=True)
 class Certificate:
     "What is known of one example."
@@ -182,7 +194,7 @@ def certify(
     share = at_least(int(measure[k]), int(measure.sum()), alpha)
     return Certificate(k, share, float(radius(share))) if share > 0.5 else Certificate(ABSTAIN, share, 0.0)
 
-# %% ../nbs/33_smoothing.ipynb #cell-024
+# %% ../nbs/33_smoothing.ipynb #cell-027
 def _rows(pairs: list, certificates: list, **more) -> pd.DataFrame:
     labels = task(pairs[0].task).labels if pairs else ()
     said = ["" if c.prediction == ABSTAIN else labels[c.prediction] for c in certificates]
@@ -222,7 +234,7 @@ def certify_noise(pairs: list, noisy: NoisyModel, first: int = 100, copies: int 
     radius = (lambda p: gaussian_radius(p, noisy.size)) if noisy.kind == "gaussian" else lambda p: 0.0
     return _rows(pairs, [certify(c, m, radius, alpha) for c, m in zip(choose, measure)])
 
-# %% ../nbs/33_smoothing.ipynb #cell-029
+# %% ../nbs/33_smoothing.ipynb #cell-032
 def certified_accuracy(table: pd.DataFrame, radii: list, by: str = "language") -> pd.DataFrame:  # columns: by, radius, accuracy, items
     "The curve of certified accuracy, for each value of a column; what is right at radius 0 is the smoothed accuracy."
     if len(table) and not {by, "correct", "radius"} <= set(table.columns):
