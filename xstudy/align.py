@@ -36,7 +36,7 @@ def _group(row: np.ndarray, j: np.ndarray) -> np.ndarray:
     "A number for each word of b."
     return np.unique(row.astype(int) * (int(j.max()) + 2) + j.astype(int), return_inverse=True)[1]
 
-
+# %% ../nbs/30_align.ipynb #cell-005
 def one_way(
     rows: list,  # of (words of a, words of b)
     rounds: int = 8,  # of expectation maximisation
@@ -62,7 +62,7 @@ def one_way(
             out[row[k]].add((int(i[k]), int(j[k])))
     return out
 
-# %% ../nbs/30_align.ipynb #cell-007
+# %% ../nbs/30_align.ipynb #cell-008
 def align(
     rows: list,  # of (words of a, words of b), lower case
     rounds: int = 8,
@@ -89,7 +89,7 @@ def phrases(
                 out.append((a, b, c, d))
     return out
 
-# %% ../nbs/30_align.ipynb #cell-010
+# %% ../nbs/30_align.ipynb #cell-011
 def tokens(text: str, code: str) -> list:  # of (start, end, word in lower case)
     "The words of a text, with their places."
     return [(w.start, w.end, lower(w.text, code)) for w in words(text, code) if w.is_word]

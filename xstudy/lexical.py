@@ -250,7 +250,7 @@ def lab_names(code: str) -> tuple:  # of groups; a group is a tuple of paradigms
         groups.setdefault(forms.get("class", ""), []).append(own)
     return tuple(tuple(g) for g in groups.values())
 
-
+# %% ../nbs/30_words.ipynb #cell-028
 @register
 class Rename:
     "A name changed everywhere."
@@ -284,7 +284,7 @@ class Rename:
                     edits += _exchanged(texts, old, new, language)
         return edits
 
-
+# %% ../nbs/30_words.ipynb #cell-029
 def _places(text: str, form: str, code: str) -> list:  # of (start, end)
     "Where a form stands as whole words; anywhere, where words have no blanks."
     edge = r"(?<![\p{L}\p{M}])%s(?![\p{L}\p{M}])" if RECORDS[code].spaces else "%s"

@@ -176,7 +176,7 @@ def register(cls: type) -> type:
     PERTURBATIONS[cls.name] = cls
     return cls
 
-
+# %% ../nbs/30_perturb.ipynb #cell-020
 HOMES = {  # name -> module that registers it, loaded when it is first asked for
     **dict.fromkeys(("homoglyph", "invisible", "spacing", "case", "diacritics", "romanise"), "characters"),
     **dict.fromkeys(("synonym", "substitute", "order", "number", "rename"), "lexical"),
@@ -200,7 +200,7 @@ def perturbation(
     except TypeError as e:
         raise SettingsError(f"perturbation {name!r}: {e}.") from e
 
-# %% ../nbs/30_perturb.ipynb #cell-023
+# %% ../nbs/30_perturb.ipynb #cell-024
 def propose(perturbation: Perturbation, texts: tuple, code: str, gen=None) -> list:
     "Candidates for all texts of an example, with their segment."
     if code not in perturbation.languages:
@@ -220,7 +220,7 @@ def by_word(perturbation: Perturbation, texts: tuple, code: str, gen=None) -> di
         groups.setdefault((e.segment, bisect.bisect_right(_word_ends(texts[e.segment], code)[1], e.start)), []).append(e)
     return dict(sorted(groups.items()))
 
-# %% ../nbs/30_perturb.ipynb #cell-026
+# %% ../nbs/30_perturb.ipynb #cell-027
 def _sample_linked(texts: tuple, code: str, perturbation: Perturbation, budget: Budget, gen: np.random.Generator) -> list:
     "Families of linked edits in random order, each whole, until the budget is spent."
     families: dict = {}
@@ -258,7 +258,7 @@ def sample(
             break
     return sorted(chosen)
 
-# %% ../nbs/30_perturb.ipynb #cell-029
+# %% ../nbs/30_perturb.ipynb #cell-030
 LONGEST_WORD = 60  # graphemes; what is longer is no word that somebody typed, and stays
 LEAST = {"inner": 4, "stem": 3, "tail": 2, "whole": 2}  # letters (graphemes that start with a letter) that a word needs
 RULES = {c: "inner" if v.cased else "stem" if v.scripts[0] == "Arab" else "tail" for c, v in RECORDS.items()}
@@ -275,7 +275,7 @@ def positions(
         return []
     return letters[1:-1] if rule == "inner" else letters if rule == "whole" else letters[1:]
 
-# %% ../nbs/30_perturb.ipynb #cell-032
+# %% ../nbs/30_perturb.ipynb #cell-033
 _PLAIN = {"đ": "d", "Đ": "D", "ı": "i"}
 _CYRILLIC = {"ё": "е", "Ё": "Е", "ѝ": "и", "Ѝ": "И"}
 _TONES = {"vi": "[\u0300\u0301\u0303\u0309\u0323]"}
@@ -302,7 +302,7 @@ def without_diacritic(
     same = unicodedata.normalize("NFC", grapheme)
     return tuple(dict.fromkeys(b for b in (unicodedata.normalize("NFC", b) for b in bare) if b and b != same))
 
-# %% ../nbs/30_perturb.ipynb #cell-035
+# %% ../nbs/30_perturb.ipynb #cell-036
 _JAMO = {unicodedata.name(chr(c)): chr(c) for c in range(0x1100, 0x11C3) if unicodedata.name(chr(c), "")}
 _TWO_SET: dict = {}  # name of a letter -> names of those beside it: KS X 5002, three rows
 for _row in ("ㅂㅈㄷㄱㅅㅛㅕㅑㅐㅔ", "ㅁㄴㅇㄹㅎㅗㅓㅏㅣ", "ㅋㅌㅊㅍㅠㅜㅡ"):
@@ -346,7 +346,7 @@ def slips(
                 found.append(whole[:i] + n + whole[i + 1 :])
     return tuple(found)
 
-# %% ../nbs/30_perturb.ipynb #cell-038
+# %% ../nbs/30_perturb.ipynb #cell-039
 @lru_cache(maxsize=65536)
 def typos(
     word: str,
@@ -379,7 +379,7 @@ def typos(
             add("diacritic", i, i + 1, [s])
     return {k: tuple(v) for k, v in found.items()}
 
-# %% ../nbs/30_perturb.ipynb #cell-041
+# %% ../nbs/30_perturb.ipynb #cell-042
 @register
 class Typo:
     "Typing errors on the language's own keyboard (or input method)."
@@ -401,7 +401,7 @@ class Typo:
         picks = [options[int(u * len(options))] for u, (_, _, options) in zip(gen.random(len(found)), found)]
         return [Edit(0, w.start + a, w.start + b, new, kind) for (w, kind, _), (a, b, new) in zip(found, picks)]
 
-# %% ../nbs/30_perturb.ipynb #cell-044
+# %% ../nbs/30_perturb.ipynb #cell-045
 def invert(
     lexicon: dict,  # phrase of a language -> tuple of English phrases
 ) -> dict:  # English phrase, lower case -> tuple of phrases of that language, in the lexicon's order
@@ -423,7 +423,7 @@ def pivot(
     joined = {k: tuple(dict.fromkeys(into[e.lower()][0] for e in v if len(into.get(e.lower(), ())) == 1)) for k, v in lexicon.items()}
     return {k: v for k, v in joined.items() if v}
 
-# %% ../nbs/30_perturb.ipynb #cell-046
+# %% ../nbs/30_perturb.ipynb #cell-047
 _JOINED = regex.compile(r"[\s\-’']*")
 LONGEST = 5  # words in a phrase
 
@@ -450,7 +450,7 @@ def phrase_matches(
         i += 1
     return out
 
-# %% ../nbs/30_perturb.ipynb #cell-048
+# %% ../nbs/30_perturb.ipynb #cell-049
 def mixing_table(
     lexicon,  # function: language -> {phrase: (English, ...)}
     code: str,  # language of the text
@@ -473,7 +473,7 @@ def capital(
     first = graphemes(new)[0]
     return upper(first, code) + new[len(first) :] if old[0].isupper() else new
 
-# %% ../nbs/30_perturb.ipynb #cell-051
+# %% ../nbs/30_perturb.ipynb #cell-052
 @register
 class CodeMix:
     "Words and phrases replaced by their translation into the embedded language."

@@ -50,7 +50,7 @@ class Probe(Protocol):
 
     def probes(self, pair: Pair, gen: np.random.Generator) -> list: ...  # of (texts, new label)
 
-
+# %% ../nbs/33_probes.ipynb #cell-006
 PROBES: dict[str, type] = {}
 
 
@@ -87,7 +87,7 @@ def probe_set(
         out += [Probed(p, tuple(texts), label, how.name) for texts, label in found[:most]]
     return out
 
-# %% ../nbs/33_probes.ipynb #cell-007
+# %% ../nbs/33_probes.ipynb #cell-008
 NOT_TRUE = {
     "ar": "ما يلي غير صحيح: ", "bg": "Следното не е вярно: ", "de": "Folgendes ist nicht wahr: ", "el": "Το εξής δεν είναι αλήθεια: ",
     "en": "The following is not true: ", "es": "Lo siguiente no es cierto: ", "fr": "Ce qui suit n'est pas vrai : ", "hi": "यह बात सच नहीं है: ",
@@ -126,7 +126,7 @@ class OtherNumber:
         new = other_number(found[0][0], gen)
         return [((pair.text_a, apply_edits((pair.text_a,), [Edit(0, *found[0].span(), new, "number")])[0]), "contradiction")]
 
-# %% ../nbs/33_probes.ipynb #cell-010
+# %% ../nbs/33_probes.ipynb #cell-011
 class _LabProbe:
     "A change of the hypothesis' scene; the gold is what the world says."
 
@@ -158,7 +158,7 @@ def _moved(s: Scene, gen: np.random.Generator, wanted) -> list:
             out += [t] if fits and w.concept[t.agent] != w.concept[t.object] else []
     return out
 
-
+# %% ../nbs/33_probes.ipynb #cell-012
 @probe_type
 class Negation(_LabProbe):
     "The other polarity."
