@@ -249,7 +249,7 @@ def test_real_texts_in_many_languages(data_root):
         code = path.stem.removeprefix("dev-")
         sentences = path.read_text(encoding="utf-8").split("\n\n")[:MANY]
         for n, s in enumerate(sentences if code in RECORDS else ()):
-            text = " ".join(line.split("\t")[0].partition(":")[2] for line in s.split("\n") if line)
+            text = " ".join(line.split("\t")[0].split(":", 1)[-1] for line in s.split("\n") if line)
             for name in (*OWN, *FOREIGN[:2]):
                 how = perturbation(name)
                 if code in how.languages:
