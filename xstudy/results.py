@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRANSFER', 'FEWEST', 'PRESERVATION', 'all_predictions', 'result_key', 'transfer_key', 'transfer_shown', 'gate_table',
            'gate_reason', 'effects_of', 'positive_control', 'transfer_check', 'validity', 'withhold', 'withheld_reason',
-           'preservation', 'facts_table', 'arms_summary', 'accuracy_table', 'figures_of', 'file_result',
+           'preservation', 'judge_labels', 'facts_table', 'arms_summary', 'accuracy_table', 'figures_of', 'file_result',
            'pretraining_curve', 'write_result']
 
 # %% ../nbs/54_results.ipynb #cell-002
@@ -25,7 +25,7 @@ from .notebooks import emit
 from .parser import preserved
 from .stats import contrast, contrast_cells, family, measured, verdict
 from .store import read_table
-from .study import Study, arm_key, encoder_key, examples, left_out, make_encoder, model_key, predictions, read_noise
+from .study import Study, arm_key, encoder_key, examples, left_out, make_encoder, model_key, noise_key, predictions, read_noise
 from .tasks import task
 
 # %% ../nbs/54_results.ipynb #cell-004
@@ -171,6 +171,14 @@ PRESERVATION = ("attack", "language", "items", "kept", "changed", "unreadable")
 
 
 def preservation(study: Study, most: int = 40) -> pd.DataFrame:
+    "`judge_labels`, filed once for all questions of a study."
+    attacks = study.profile.evaluation.attacks if study.profile.source == "lab" else ()
+    key = content_key("preservation", most, tuple(noise_key(study, a) for a in attacks), ("scenes", "parser", "results"))
+    folder = study.store.get_or_make(key, lambda f: judge_labels(study, most).to_parquet(f / "preservation.parquet", index=False), {"kind": "preservation"})
+    return pd.read_parquet(folder / "preservation.parquet")
+
+
+def judge_labels(study: Study, most: int = 40) -> pd.DataFrame:
     "`PRESERVATION`: what the parser makes of the first `most` noisy examples of each language (first draw); no rows outside the lab."
     rows = []
     for attack in study.profile.evaluation.attacks if study.profile.source == "lab" else ():
@@ -210,10 +218,10 @@ def arms_summary(facts: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 # %% ../nbs/54_results.ipynb #cell-026
-def accuracy_table(study_profile, table: pd.DataFrame, passed: pd.DataFrame, question: str = "rq1") -> pd.DataFrame:
+def accuracy_table(study_profile, table: pd.DataFrame, passed: pd.DataFrame, question: str = "rq1", cells: pd.DataFrame | None = None) -> pd.DataFrame:
     "arm, language ('mean' over languages that pass the gate), measure, estimate, low, high."
     good = set(passed.loc[passed["passed"], "language"]) or set(passed["language"])
-    frames = [accuracies(table)]
+    frames = [accuracies(table) if cells is None else cells]
     for _, part in table[table.language.isin(good)].groupby(["mode", "attack"]):
         frames.append(accuracies(part, by=("arm",)).assign(language="mean"))
     out = pd.concat(frames, ignore_index=True)
@@ -224,12 +232,13 @@ def accuracy_table(study_profile, table: pd.DataFrame, passed: pd.DataFrame, que
     return out.sort_values(["measure", "language", "arm"], key=lambda c: c.map(order) if c.name == "arm" else c, kind="stable", ignore_index=True)
 
 # %% ../nbs/54_results.ipynb #cell-029
-def figures_of(study_profile, table: pd.DataFrame, effects: pd.DataFrame, question: str = "rq1") -> list[tuple]:
-    "(name, figure, table it was drawn from, caption, alternative text) of a question."
+def figures_of(study_profile, table: pd.DataFrame, effects: pd.DataFrame, question: str = "rq1", cells: pd.DataFrame | None = None) -> list[tuple]:
+    "(name, figure, table it was drawn from, caption, alternative text) of a question; `cells`: the table's `accuracies`, where they are known."
     shown = [a.name for a in arms(study_profile, question).values() if a.role != "validity"]
-    out, part = [], table[table.arm.isin(shown)]
+    out, part, seen = [], table[table.arm.isin(shown)], accuracies(table) if cells is None else cells
+    seen = seen[seen.arm.isin(shown)]
     for attack in study_profile.evaluation.attacks:
-        t = accuracies(part[(part["mode"] == "clean") | ((part["mode"] == "noise") & (part["attack"] == attack))])
+        t = seen[(seen["mode"] == "clean") | ((seen["mode"] == "noise") & (seen["attack"] == attack))].reset_index(drop=True)
         caption = f"Accuracy in each language, clean and under fixed {attack} noise, with 95 % intervals over seeds and premises. Dotted: guessing."
         out.append((f"accuracy-{attack}", accuracy_by_language(t, task(study_profile.target).chance), t, caption, f"Dots by language, clean and under {attack} noise"))
     main = effects[(effects.role == "main") & effects.measure.str.contains("adv|clean") | (effects.role == "single") & effects.measure.str.startswith("adv")].copy()
@@ -269,14 +278,14 @@ def write_result(study: Study, question: str, folder: Path, run: str):
     checks = validity(p, table, effects, facts, question, transfer_shown(study))
     withheld = withheld_reason(p, passed, checks)
     effects = withhold(effects, withheld)
-    t = task(p.target)
+    t, cells = task(p.target), accuracies(table)
     references = reference_predictors(table[table["mode"] == "clean"], p.evaluation.queries)
     tables = dict(gate=passed, effects=effects, validity=checks.astype({"passed": str}), facts=facts, arms=arms_summary(facts),
-                  accuracy=accuracy_table(p, table, passed, question), references=references, preservation=preservation(study))  # fmt: skip
+                  accuracy=accuracy_table(p, table, passed, question, cells), references=references, preservation=preservation(study))  # fmt: skip
     for name, frame in tables.items():
         emit(folder, name, frame)
     drawn = []
-    for name, figure, data, caption, alt in [*figures_of(p, table, effects, question), *pretraining_curve(study, question)]:
+    for name, figure, data, caption, alt in [*figures_of(p, table, effects, question, cells), *pretraining_curve(study, question)]:
         emit(folder, name, figure)
         emit(folder, f"figure-{name}", data)
         drawn.append(dict(name=name, path=f"figures/{name}.svg", table=f"tables/figure-{name}.csv", caption=caption, alt=alt))
