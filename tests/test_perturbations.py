@@ -189,7 +189,7 @@ def test_probes_and_perturbations_do_not_mix():
     assert not any(hasattr(p, "candidates") for p in PROBES.values())
 
 
-ODD = ["", " ", "a", "…!?", "🙂👨‍👩‍👧", "\u0301", "\u200d", "a 한 中 ก ا", "x" * 20_000, "好" * 20_000, "שלום world مرحبا 123 мир", "\u202eabc\u202c שלום", "I" * 70 + " ışık"]
+ODD = ["", " ", "a", "…!?", "🙂👨‍👩‍👧", "\u0301", "\u200d", "a 한 中 ก ا", "x" * 20_000, "好" * 5_000, "שלום world مرحبا 123 мир", "\u202eabc\u202c שלום", "I" * 70 + " ışık"]
 
 
 @pytest.mark.parametrize("text", ODD, ids=range(len(ODD)))
