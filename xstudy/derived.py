@@ -61,7 +61,7 @@ _END = re.compile(r"(?<=[.!?])\s+")
 
 register(Task("real-fake", "sentence", ("fake", "real"), "accuracy", ("en",), "chang2021rethinking", "that of the text",
               {"train": "sentences of the text and of a language model", "dev": "others of both"},
-              ("fakes have the length and the word pairs of real sentences: a look at two words tells nothing.",), "Chang & Lu 2021"))  # fmt: skip
+              ("fakes have the length and the word pairs of real sentences: a look at two words tells nothing.",), "Chang & Lu 2021", made=True))  # fmt: skip
 
 
 def sentences_of(texts: list) -> list:
@@ -135,7 +135,7 @@ def aligned(queries: list, passages: list) -> list:  # of `Aligned`
 # %% ../nbs/14_derived.ipynb #cell-017
 register(Task("bitext", "retrieval", (), "accuracy", tuple(x for x in LANGUAGES if x != "en"), "", "that of the text",
               {"train": "rows of parallel text", "dev": "others"}, ("its rows also build an encoder: training on them again teaches it nothing new of words.",),
-              "Artetxe & Schwenk 2019", parallel="items"))  # fmt: skip
+              "Artetxe & Schwenk 2019", parallel="items", made=True))  # fmt: skip
 
 
 def bitext(rows: list, language: str, seed: int = 0) -> dict:  # split -> examples

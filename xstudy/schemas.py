@@ -169,6 +169,7 @@ class Task:
     parallel: str = ""  # languages share 'items', or items and 'labels'; '' where they do not
     undecided: str = ""  # label of rows that its paper leaves out: '-', no majority
     gaps: bool = False  # its release has rows with an empty sentence, which are left out and counted
+    made: bool = False  # made of a source's own text: it has no files
 
     @property
     def schema(self) -> type:

@@ -209,7 +209,7 @@ def _phase_one(source, how, folder: Path, checkpoint: Path) -> list[float]:
     save_encoder(*load_encoder(teacher_folder(how)), folder)
     return []
 
-# %% ../nbs/53_study.ipynb #cell-016
+# %% ../nbs/53_study.ipynb #cell-018
 def stage_key(study: Study, start: str, stage: StageSettings, dev: str) -> str:
     "Key of a trained stage: where it starts, its settings, its data."
     s = study.source
@@ -244,7 +244,7 @@ def train_arm(study: Study, name: str, seed: int) -> tuple[str, Path, dict]:
         facts[which] = json.loads((folder / "head.json").read_text())
     return key, folder, facts
 
-# %% ../nbs/53_study.ipynb #cell-019
+# %% ../nbs/53_study.ipynb #cell-021
 def items(study: Study, language: str, n: int) -> list[Pair]:
     "The first `n` usable test items of the target task, all for 0."
     pairs = usable(study.source.load(study.profile.target, "test", language))[0]
@@ -268,7 +268,7 @@ def noise_key(study: Study, name: str) -> str:
     how = dict(attack=name, items=e.noise, draws=e.draws, words=e.words, target=study.profile.target)
     return study.key("noise", how, (s.digest(study.profile.target), s.digest("lexicons") if study.profile.source == "folder" else ""), _home(name))
 
-# %% ../nbs/53_study.ipynb #cell-020
+# %% ../nbs/53_study.ipynb #cell-022
 def make_noise(study: Study, name: str) -> Path:
     "Folder with noise.parquet (language, item, draw, edits) and left_out.json (language -> reason)."
     e = study.profile.evaluation
@@ -310,7 +310,7 @@ def left_out(study: Study, name: str) -> dict[str, str]:
     "Language -> why an attack has no noisy set in it."
     return json.loads((make_noise(study, name) / "left_out.json").read_text(encoding="utf-8"))
 
-# %% ../nbs/53_study.ipynb #cell-023
+# %% ../nbs/53_study.ipynb #cell-025
 def parts(study: Study) -> list[tuple[str, str]]:
     "(mode, attack) of everything that an arm is tested on."
     return [("clean", "none")] + [(mode, a) for mode in ("noise", "adaptive") for a in study.profile.evaluation.attacks]
@@ -342,7 +342,7 @@ def predict_part(study: Study, predict: Predictor, arm: str, seed: int, mode: st
     outcomes = attack(pairs, predict, how, budget, queries=e.queries)
     return adaptive_table(outcomes, arm, seed, name, budget), _examples(outcomes, arm, name)
 
-# %% ../nbs/53_study.ipynb #cell-024
+# %% ../nbs/53_study.ipynb #cell-026
 _loaded = lru_cache(1)(load_classifier)  # the model of a filed folder never changes: all parts of an arm ask the same one
 
 
@@ -390,7 +390,7 @@ def _part(study: Study, key: str, model: Path, arm: str, seed: int, mode: str, n
     meta = {"kind": "predictions", "arm": arm, "seed": seed, "mode": mode, "attack": name}
     return study.store.get_or_make(part_key(study, key, arm, seed, mode, name), fill, meta)
 
-# %% ../nbs/53_study.ipynb #cell-027
+# %% ../nbs/53_study.ipynb #cell-029
 def model_key(study: Study, name: str, seed: int) -> str:
     "The key that `train_arm` will return, without training."
     arm = study.arm(name, seed)
