@@ -234,9 +234,9 @@ def contrasts(p: Profile, question: str = "rq1") -> list[Contrast]:
     return [Contrast(name, question, cells, role, int(about or role == "validity"), note(role)) for role, name, cells in made]
 
 
-def measures(p: Profile) -> list[tuple[str, str, str]]:
-    "(name, measure of `stats.contrast`, attack) of everything that is compared; 'adv_typo' = accuracy under adaptive typos."
-    kinds = ("adv", "drop_adv", "noise", "drop_noise")
+def measures(p: Profile, question: str = "rq1") -> list[tuple[str, str, str]]:
+    "(name, measure of `stats.contrast`, attack) of everything that is compared; 'adv_typo' = accuracy under adaptive typos. For validity, clean accuracy."
+    kinds = ("adv", "drop_adv", "noise", "drop_noise") if question != VALIDITY.id else ()
     return [("clean", "clean", "none")] + [(f"{k}_{a}", k, a) for k in kinds for a in p.evaluation.attacks]
 
 

@@ -81,10 +81,10 @@ def _direction(measure: str) -> int:
 def effects_of(study_profile, table: pd.DataFrame, passed: pd.DataFrame, run: str = "", question: str = "rq1") -> pd.DataFrame:
     "One row a contrast and measure, with the columns of `claims.EFFECT_COLUMNS` and of `stats.effects_table`; fractions."
     p, rows = study_profile, []
-    seen = {name: measured(table, measure, None if attack == "none" else attack, None, None, "correct") for name, measure, attack in measures(p)}
+    seen = {name: measured(table, measure, None if attack == "none" else attack, None, None, "correct") for name, measure, attack in measures(p, question)}
     passed = passed.assign(passed=True) if question == VALIDITY.id else passed  # languages at chance are part of what is shown
     for c in contrasts(p, question):
-        for name, measure, _ in measures(p):
+        for name, measure, _ in measures(p, question):
             items, value = seen[name]
             e = contrast_cells(items, value, c.cells, measure, passed, name=c.name, notes=(c.note,) * bool(c.note))
             rows.append((c, name, e, _languages(c, items, passed)))
