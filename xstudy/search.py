@@ -7,7 +7,7 @@ __all__ = ['IMPORTANCE', 'SEARCHES', 'Target', 'best_of', 'hardest', 'random_sea
            'beam', 'genetic', 'search_named']
 
 # %% ../nbs/31_search.ipynb #cell-002
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -56,6 +56,18 @@ def hardest(left: np.ndarray, reached: np.ndarray) -> tuple:  # (index, is it a 
     return int(order[0]), bool(reached[order[0]])
 
 # %% ../nbs/31_search.ipynb #cell-010
+def _unseen(t: Target, edit_sets: Iterable, seen: set, most: int) -> dict:
+    "Texts that were not asked yet -> their edits: the first `most` that the edit sets give; they are `seen` from now on."
+    trials: dict = {}
+    for edits in edit_sets:
+        if (texts := apply_edits(t.texts, edits)) not in seen:
+            seen.add(texts)
+            trials[texts] = edits
+        if len(trials) == most:
+            break
+    return trials
+
+
 def random_search(
     t: Target,
     batch: int = 5,  # texts asked at once; all of them are paid
@@ -63,14 +75,8 @@ def random_search(
     "Independent random edit sets within the budget; stops at the first success."
     seen, edits, best, low, left = {t.texts}, (), t.clean, t.start, t.queries
     while left > 0:
-        trials: dict = {}
-        for _ in range(10 * batch):  # short texts run out of new edit sets
-            drawn = tuple(sample(t.texts, t.language, t.perturbation, t.budget, t.gen))
-            if (texts := apply_edits(t.texts, drawn)) not in seen:
-                seen.add(texts)
-                trials[texts] = drawn
-            if len(trials) == min(batch, left):
-                break
+        drawn = (tuple(sample(t.texts, t.language, t.perturbation, t.budget, t.gen)) for _ in range(10 * batch))  # short texts run out of new edit sets
+        trials = _unseen(t, drawn, seen, min(batch, left))
         if not trials:
             break
         p = yield list(trials)
@@ -205,15 +211,10 @@ def exhaustive(
     batch: int = 64,  # texts asked at once
 ):  # yields lists of texts, is sent answers; returns (edits, answer)
     "The best of all edit sets within the budget, or of the first ones where the questions do not last."
-    seen, trials, edits, best, low, won, left = {t.texts}, {}, (), t.clean, t.start, False, t.queries
+    seen, edits, best, low, won, left = {t.texts}, (), t.clean, t.start, False, t.queries
     every = _edit_sets(t)
     while left > 0:
-        for found in every:
-            if (texts := apply_edits(t.texts, found)) not in seen:
-                seen.add(texts)
-                trials[texts] = found
-            if len(trials) == min(batch, left):
-                break
+        trials = _unseen(t, every, seen, min(batch, left))
         if not trials:
             break
         p = yield list(trials)
@@ -222,7 +223,6 @@ def exhaustive(
         i, success = hardest(after, reached)
         if (not success, round(after[i], 5)) < (not won, round(low, 5)):
             edits, best, low, won = list(trials.values())[i], p[i], after[i], success
-        trials = {}
     return edits, best
 
 # %% ../nbs/31_search.ipynb #cell-026
