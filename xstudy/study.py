@@ -94,13 +94,14 @@ class Study:
     @cached_property
     def source(self):
         "The data source of the profile."
-        made = self.reads()
-        return Filed(made, self.store, DATA + BY_SOURCE["lab"]) if self.profile.source == "lab" else made
+        p = self.profile
+        if p.source != "lab":
+            return source(p.source, self.root or None, None, p.as_text)
+        return Filed(source("lab", settings=lab_of(p)), self.store, DATA + BY_SOURCE["lab"])
 
     def reads(self, encoder: str = ""):
-        "The data source that an encoder of the profile reads, by the encoder's name."
-        p = self.profile
-        return source(p.source, self.root or None, lab_of(p, encoder) if p.source == "lab" else None, p.as_text)
+        "The data source that an encoder reads, by its name: the profile's own, or for a named one of the lab, the lab as that one reads it."
+        return source("lab", settings=lab_of(self.profile, encoder)) if encoder and self.profile.source == "lab" else self.source
 
     @cached_property
     def arms(self) -> dict[str, Arm]:
@@ -177,7 +178,7 @@ def model_digest(name: str) -> str:
 # %% ../nbs/53_study.ipynb #cell-013
 def encoder_key(study: Study, name: str = "") -> str:
     "Key of an encoder: how it is made, what it reads, and the evaluation texts kept out of it."
-    p, s, how = study.profile, study.reads(name) if name else study.source, phase_one(study, name)
+    p, s, how = study.profile, study.reads(name), phase_one(study, name)
     if isinstance(how, str):
         return content_key("encoder", how, (model_digest(how),), ("encoders",))
     if isinstance(how, PretrainSettings):
@@ -195,7 +196,7 @@ def make_encoder(study: Study, name: str = "") -> Path:
     def fill(folder: Path):
         checkpoint = study.store.root / "checkpoints" / f"{key}.safetensors"
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        losses = _phase_one(study.reads(name) if name else study.source, phase_one(study, name), folder, checkpoint)
+        losses = _phase_one(study.reads(name), phase_one(study, name), folder, checkpoint)
         pd.DataFrame({"step": range(len(losses)), "loss": losses}).to_csv(folder / "losses.csv", index=False)
 
     return study.store.get_or_make(key, fill, {"kind": "encoder", "profile": study.profile.name})
