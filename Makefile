@@ -9,7 +9,7 @@ study: setup
 	$(BIN)/xstudy run $(PROFILE)
 
 test: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
 setup: .venv/ready
 .venv/ready: settings.ini setup.py pyproject.toml

@@ -5,6 +5,16 @@ from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # two workers of two threads on two cores are many times slower than of one
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def pytest_collection_modifyitems(items):
+    "`make test` runs on two processes: a file stays on one, for its fixtures are dear; notebooks fill in wherever there is room."
+    for item in items:
+        if item.path.stem != "test_notebooks":
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:

@@ -5,7 +5,6 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from xstudy.batch import WarmExecutor, cores
 from xstudy.core import XstudyError
 from xstudy.notebooks import run_notebook
 
@@ -13,26 +12,13 @@ NBS = Path(__file__).resolve().parents[1] / "nbs"
 COLD = ("51_notebooks", "52_batch")  # they start warm processes of their own
 
 
-def run(path: Path, folder: Path):
-    "Runs a notebook by the study's engine, which asks for a parameters cell: here an empty one."
+@pytest.mark.parametrize("path", sorted(NBS.glob("*.ipynb")), ids=lambda p: p.stem)
+def test_notebook_runs(path, tmp_path):
+    "By the study's engine, which asks for a parameters cell: here an empty one."
     nb = nbformat.read(path, 4)
     nb.cells.insert(0, nbformat.v4.new_code_cell("", metadata={"tags": ["parameters"]}))
-    nbformat.write(nb, folder / path.name)
-    run_notebook(folder / path.name, folder / f"{path.stem}.run.ipynb", timeout=600, cwd=NBS, warm=False if path.stem in COLD else None)
-
-
-@pytest.fixture(scope="module")
-def runs(request, tmp_path_factory):
-    "The runs of the notebooks that were asked for, as many at once as there are cores."
-    asked = [item.callspec.params["path"] for item in request.session.items if item.function is test_notebook_runs]
-    folder = tmp_path_factory.mktemp("notebooks")
-    with WarmExecutor(cores()) as pool:
-        yield {p: pool.submit(run, p, folder) for p in asked}
-
-
-@pytest.mark.parametrize("path", sorted(NBS.glob("*.ipynb")), ids=lambda p: p.stem)
-def test_notebook_runs(path, runs):
+    nbformat.write(nb, tmp_path / path.name)
     try:
-        runs[path].result()
+        run_notebook(tmp_path / path.name, tmp_path / f"{path.stem}.run.ipynb", timeout=600, cwd=NBS, warm=False if path.stem in COLD else None)
     except XstudyError as e:
         pytest.fail(f"{path.name}: {str(e)[-1500:]}", pytrace=False)
