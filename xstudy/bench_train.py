@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .core import RunError, SettingsError, nearest, rng
+from .core import Progress, RunError, SettingsError, nearest, rng
 from .encoders import encoder_spec, load_encoder, new_encoder, pad, pool, train_tokenizer
 from .lab import LabSettings, LabSource
 from .loop import LoopSettings, autocast, optimise, plan_batches, threads
@@ -30,17 +30,17 @@ class TrainBench:
     "One comparison."
 
     model: str = "lab-4m"  # a lab size, 'minilm', or a folder
-    task: str = "lab-sentiment"  # of single texts or pairs
-    rows: int = 2000  # training examples, each seen once
+    task: str = "lab-topic"  # of single texts or pairs
+    rows: int = 4000  # training examples, each seen once
     batch: int = 32  # examples a step; ours fills as many tokens as that is on average
-    lr: float = 1e-3
+    lr: float = 3e-4
     precision: str = "bf16"
     threads: int = 1
     seed: int = 0
 
 
 SIDES = ("ours", "dynamic", "eager", "default")
-CHOICES = {"lab-4m": TrainBench(), "minilm": TrainBench("minilm", "lab-nli", 2000, lr=2e-4)}
+CHOICES = {"lab-4m": TrainBench(), "minilm": TrainBench("minilm", "lab-sentiment", 1500, lr=2e-4)}
 LONGEST = 128  # pieces
 
 
@@ -190,10 +190,12 @@ def measured(s: TrainBench, side: str) -> dict:
 # %% ../nbs/72_bench_train.ipynb #cell-019
 def compare_sides(s: TrainBench, repeats: int = 5, sides: tuple = SIDES) -> dict:
     "Runs the sides in turn; medians, and ratios of ours over each within a turn."
-    turns = []
+    turns, progress = [], Progress(f"bench train, {s.model}", repeats * len(sides))
     for turn in range(repeats):
-        order = rng("bench order", turn).permutation(len(sides))
-        turns.append({sides[i]: measured(TrainBench(**asdict(s) | dict(seed=s.seed + turn)), sides[i]) for i in order})
+        turns.append({})
+        for i in rng("bench order", turn).permutation(len(sides)):
+            turns[-1][sides[i]] = measured(TrainBench(**asdict(s) | dict(seed=s.seed + turn)), sides[i])
+            progress.step(turn * len(sides) + len(turns[-1]), f"turn {turn + 1}, {sides[i]}")
     middle = {side: {k: statistics.median(t[side][k] for t in turns) for k in turns[0][side]} for side in sides}
     spread = {side: [round(t[side]["accuracy"], 4) for t in turns] for side in sides if side != "default"}
 

@@ -356,18 +356,18 @@ def unpacked(x: np.ndarray) -> Feature:
 
 # %% ../nbs/22_features.ipynb #cell-037
 class Features(Sequence):
-    "Features in a memory-mapped file; `features[i]` is made anew each time, `lengths` [N] are their pieces."
+    "Features in a memory-mapped file; `features[i]` is made anew each time; `lengths` [N] are their pieces, `widths` [N] those of their longest row."
 
     def __init__(self, features: Iterable[Feature]):
-        lengths = []
+        sizes = []
 
         def rows():
             for f in features:
-                lengths.append(len(f))
+                sizes.append((len(f), max(map(len, f.rows))))
                 yield packed(f)
 
         self._rows = mapped(rows())
-        self.lengths = np.array(lengths)
+        self.lengths, self.widths = np.array(sizes, dtype=np.int64).reshape(-1, 2).T
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -328,9 +328,11 @@ def plan_batches(
     batch_tokens: int,  # at most this many padded tokens a batch
     *seed,  # words that seed the shuffling
     pool: int = 1024,  # examples that are sorted together
+    widths: np.ndarray | None = None,  # [N] the longest row of each example, where it has several; None: as long as the example
 ) -> list[np.ndarray]:  # example numbers of each batch
     "Length-bucketed batches: every example once an epoch, shuffled, until `tokens` are reached."
     lengths = np.asarray(lengths)
+    widths = lengths if widths is None else np.asarray(widths)
     if not len(lengths):
         raise SettingsError("There is nothing to train on: the stage has no examples.")
     plan, done, epoch = [], 0, 0
@@ -338,7 +340,7 @@ def plan_batches(
         order = rng("plan", *seed, epoch).permutation(len(lengths))
         batches = []
         for at in range(0, len(order), pool):
-            batches += _cut(order[at : at + pool], lengths, batch_tokens)
+            batches += _cut(order[at : at + pool], lengths, widths, batch_tokens)
         for i in rng("batches", *seed, epoch).permutation(len(batches)):
             plan.append(batches[i])
             done += int(lengths[batches[i]].sum())
@@ -348,16 +350,17 @@ def plan_batches(
     return plan
 
 
-def _cut(pool: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
-    pool = pool[np.argsort(lengths[pool], kind="stable")]
-    batches, start = [], 0
-    for end in range(1, len(pool) + 1):
-        if end == len(pool) or (end + 1 - start) * lengths[pool[end]] > batch_tokens:
+def _cut(pool: np.ndarray, lengths: np.ndarray, widths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
+    pool = pool[np.lexsort((lengths[pool], widths[pool]))]
+    batches, start, longest = [], 0, 0
+    for end, i in enumerate(pool):
+        if end > start and (end + 1 - start) * max(longest, lengths[i]) > batch_tokens:
             batches.append(pool[start:end])
-            start = end
-    return batches
+            start, longest = end, 0
+        longest = max(longest, lengths[i])
+    return batches + [pool[start:]]
 
-# %% ../nbs/20_loop.ipynb #cell-041
+# %% ../nbs/20_loop.ipynb #cell-043
 class Tokens(Sequence):
     "Ragged token ids in a memory-mapped file: `tokens[i]` is an int32 array; `tokens.lengths` [N]."
 

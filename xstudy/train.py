@@ -102,10 +102,10 @@ def mixing_weights(sizes: dict[str, int], s: StageSettings) -> np.ndarray:
     return p / p.sum()
 
 
-def plan_stage(lengths: dict[str, np.ndarray], s: StageSettings) -> list[tuple[str, np.ndarray]]:
+def plan_stage(lengths: dict[str, np.ndarray], s: StageSettings, widths: dict[str, np.ndarray] = {}) -> list[tuple[str, np.ndarray]]:
     "(task, numbers of its examples) of every step, or ('mlm', step number), until the stage's tokens are reached."
     p = mixing_weights({t: len(x) for t, x in lengths.items()}, s)
-    plans = {t: iter(plan_batches(x, s.tokens, s.batch_tokens, t, s.seed)) for t, x in lengths.items()}
+    plans = {t: iter(plan_batches(x, s.tokens, s.batch_tokens, t, s.seed, widths=widths.get(t))) for t, x in lengths.items()}
     out, done, g, names = [], 0, rng("stage", s.task, s.seed), list(lengths)
     while done < s.tokens:
         if s.mlm and g.random() < s.mlm:
@@ -178,7 +178,7 @@ def train_stage(
     stage = Stage(encoder, s, how, text)
     models = stage.models
     made = {t: Features(_features(tokenizer, train.get(t, []), models[t], how, s)) for t in s.tasks}
-    plan = plan_stage({t: x.lengths for t, x in made.items()}, s)
+    plan = plan_stage({t: x.lengths for t, x in made.items()}, s, {t: x.widths for t, x in made.items()})
 
     def loss_at(step: int):
         name, numbers = plan[step]
