@@ -29,6 +29,7 @@ class Job:
     needs: tuple = ()  # names of jobs that must be finished before
     threads: int = 1  # for arithmetic; takes as many workers
     label: str = ""  # a few words for the progress line
+    gpus: int = 0  # that it needs; a cluster gives it to a worker that has them free
 
 
 def check_graph(jobs: list[Job]) -> dict[str, Job]:  # by name, in an order in which they can run
@@ -58,14 +59,15 @@ def check_graph(jobs: list[Job]) -> dict[str, Job]:  # by name, in an order in w
 # %% ../nbs/52_batch.ipynb #cell-009
 def run_job(
     job: Job,
-    root: str,  # of the store
+    root: str,  # address of the store
     folder: str,  # where executed notebooks are kept
     timeout: float | None = None,  # seconds
     memory: int | None = None,  # bytes
+    cwd: str | None = None,  # working folder; None, or one that this machine does not have: that of this process
 ) -> dict:  # seconds, or busy=True when another run works on it
     "Runs one job here and now; also what a worker of a cluster runs."
     store, folder = Store(root), Path(folder)
-    environment = {"XSTUDY_STORE": str(store.root), "XSTUDY_PROGRESS": str(progress_file(folder, job.name))}
+    environment = {"XSTUDY_STORE": store.address, "XSTUDY_PROGRESS": str(progress_file(folder, job.name))}
     try:
         with store.lock(f"run-{job.key}", wait=False):
             if store.has(job.key):
@@ -73,7 +75,8 @@ def run_job(
             output = folder / f"{job.name}.ipynb"
             with disk_guard(folder):
                 progress_file(folder, job.name).parent.mkdir(parents=True, exist_ok=True)
-            done = run_notebook(job.notebook, output, job.parameters, threads=job.threads, timeout=timeout, memory=memory, env=environment)
+            given, cwd = {k: store.local(v) for k, v in job.parameters.items()}, cwd if cwd and Path(cwd).is_dir() else None
+            done = run_notebook(job.notebook, output, given, job.threads, timeout, memory, environment, cwd)
             if not store.has(job.key):
                 raise NotebookError(Path(job.notebook).name, f"it ended without filing {job.key}.", output=str(output))
             return done
@@ -90,8 +93,9 @@ def progress_file(folder: Path, name: str) -> Path:
 
 def rerun_command(job: Job, store: Store, folder: Path) -> str:
     "The command line that runs this job alone."
-    words = ["papermill", "--engine", "xstudy", job.notebook, str(folder / f"{job.name}.ipynb"), "-y", canonical(job.parameters)]
-    return f"OMP_NUM_THREADS={job.threads} XSTUDY_STORE={shlex.quote(str(store.root))} {shlex.join(words)}"
+    given = canonical({k: store.local(v) for k, v in job.parameters.items()})
+    words = ["papermill", "--engine", "xstudy", job.notebook, str(folder / f"{job.name}.ipynb"), "-y", given]
+    return f"OMP_NUM_THREADS={job.threads} XSTUDY_STORE={shlex.quote(store.address)} {shlex.join(words)}"
 
 # %% ../nbs/52_batch.ipynb #cell-012
 class WarmExecutor(futures.ThreadPoolExecutor):
@@ -99,6 +103,7 @@ class WarmExecutor(futures.ThreadPoolExecutor):
 
     def __init__(self, workers: int):
         super().__init__(max_workers=workers, thread_name_prefix="notebook")
+        self.workers = workers
 
     def __exit__(self, kind, *rest):
         if kind is not None:  # Ctrl-C, or a mistake of ours: nothing must go on behind our back
@@ -300,7 +305,7 @@ def _finish(run: _Run, name: str, future):
 def run_graph(
     jobs: list[Job],
     store: Store,
-    workers: int | None = None,  # None: the cores that this process may use
+    workers: int | None = None,  # None: those of the executor, else the cores that this process may use
     runs_folder: str | Path = "runs",  # where executed notebooks are kept, JOB.ipynb
     progress: Lines | bool | None = None,  # None: bars on a terminal, else lines; False: nothing
     executor=None,  # anything with `submit`; None: warm children on this machine
@@ -308,7 +313,7 @@ def run_graph(
     memory: int | None = None,  # bytes a job
 ) -> Summary:  # `summary.check()` raises when something failed
     "Runs a graph of notebooks to its end; `SettingsError` at once for a graph that cannot be run."
-    jobs, folder, workers = check_graph(jobs), Path(runs_folder).absolute(), max(1, workers or cores())
+    jobs, folder, workers = check_graph(jobs), Path(runs_folder).absolute(), max(1, workers or getattr(executor, "workers", 0) or cores())
     show = progress or (Bars() if progress is None and sys.stderr.isatty() else Lines())
     if progress is False:
         show.line = show.tick = lambda *_: None
@@ -320,8 +325,10 @@ def run_graph(
         run.summary.skipped = [n for n, s in run.status.items() if s == "skipped"]
         if run.summary.skipped:
             show.line(f"[{len(run.summary.skipped)}/{len(jobs)}] finished before")
+        if "waiting" in run.status.values():
+            store.check()
         executor = executor or stack.enter_context(WarmExecutor(workers))
-        run.submit = lambda job: executor.submit(run_job, job, str(store.root), str(folder), timeout, memory)
+        run.submit = lambda job: executor.submit(run_job, job, store.address, str(folder), timeout, memory, os.getcwd())
         while any(s in ("waiting", "running") for s in run.status.values()):
             _launch(run)
             ended, _ = futures.wait(run.futures, timeout=0.5, return_when="FIRST_COMPLETED") if run.futures else (time.sleep(0.2) or (), ())

@@ -21,7 +21,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
                   help="Does intermediate-task training make zero-shot cross-lingual transfer robust? A reproducible study.\n\nStart with `xstudy doctor`, then `xstudy run lab-quick`.")  # fmt: skip
 
 Root = Annotated[str, typer.Option("--root", help="Data folder, for profiles and sources on real data. Default: XSTUDY_DATA.")]
-StoreAt = Annotated[str, typer.Option("--store", help="Folder of the store. Default: XSTUDY_STORE, else ~/.cache/xstudy.")]
+StoreAt = Annotated[str, typer.Option("--store", help="Folder of the store, or an address such as s3://bucket/study. Default: XSTUDY_STORE, else ~/.cache/xstudy.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to standard output.")]
 
 # %% ../nbs/70_cli.ipynb #cell-004
@@ -82,11 +82,11 @@ def _writable(store: str) -> dict:
     from xstudy.store import Store
     from xstudy.study import default_store
 
-    place = Path(store).expanduser() if store else default_store()
     try:
-        Store(place).put_json("doctor-check", {"ok": True})
-        free = shutil.disk_usage(place).free / 1e9
-        return dict(check="store can be written, 2 GB free", ok=free > 2, found=f"{place}, {free:.0f} GB free")
+        place = Store(store or default_store())
+        place.check()
+        free = shutil.disk_usage(place.root).free / 1e9
+        return dict(check="store can be written, 2 GB free", ok=free > 2, found=f"{place.address}, {free:.0f} GB free here")
     except XstudyError as e:
         return dict(check="store can be written, 2 GB free", ok=False, found=str(e))
 
@@ -211,11 +211,7 @@ def _profile_file(study) -> str:
     from xstudy.core import canonical, sha256
 
     text = json.dumps(plain(study.profile), indent=1, ensure_ascii=False)  # JSON is YAML
-    path = study.store.root / "profiles" / f"{study.profile.name}-{sha256(canonical(study.profile))[:10]}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        path.write_text(text, encoding="utf-8")
-    return str(path)
+    return study.store.share(f"profiles/{study.profile.name}-{sha256(canonical(study.profile))[:10]}.yaml", text)
 
 
 Out = Annotated[str, typer.Option("--out", help="Folder for the report. Default: reports/PROFILE.")]
@@ -230,27 +226,31 @@ def run(
     workers: Annotated[int, typer.Option(help="Notebooks at once. Default: the profile's.")] = 0,
     questions: Questions = "",
     seeds: Seeds = "",
+    cluster: Annotated[str, typer.Option(help="Where notebooks run: here (default), a Dask scheduler such as tcp://head:8786, or a YAML file for SLURM, PBS, LSF or Kubernetes.")] = "",
     as_json: Json = False,
 ):
     """Run a study: pre-train, train and attack every arm, read the questions, write the report. What is finished is not repeated.
 
-    Examples: `xstudy run lab-quick` and `xstudy run folder-small --root ../data`
+    Examples: `xstudy run lab-quick`, `xstudy run folder-small --root ../data` and `xstudy run lab-quick --cluster slurm.yaml --store s3://bucket/study`
     """
     from xstudy.batch import run_graph
+    from xstudy.executors import executor_for
     from xstudy.publish import publish
+    from xstudy.remote import output_folder
     from xstudy.study import open_study
 
     study = open_study(_profile(profile, questions, seeds, workers), root, store)
-    folder = Path(out or f"reports/{study.profile.name}")
-    with quiet_when(as_json):
-        summary = run_graph(jobs_of(study, root), study.store, study.profile.workers, folder / "runs")
+    with quiet_when(as_json), output_folder(out or f"reports/{study.profile.name}") as folder:
+        jobs = jobs_of(study, root)
+        with executor_for(cluster, study.profile.workers) as executor:
+            summary = run_graph(jobs, study.store, executor.workers, folder / "runs", executor=executor)
         summary.check()
         words = ["xstudy run", profile, *(["--root", root] if root else []), *(["--questions", questions] if questions else []), *(["--seeds", seeds] if seeds else [])]
-        paths = publish(study, folder, " ".join(words), summary.times)
+        paths = {k: str(v).replace(str(folder), out.rstrip("/") or str(folder)) for k, v in publish(study, folder, " ".join(words), summary.times).items()}
     if as_json:
         return show(dict(profile=study.profile.name, run=len(summary.done), finished_before=len(summary.skipped), seconds=summary.seconds,
-                         report={k: str(v) for k, v in paths.items()}), True)  # fmt: skip
-    print(f"{summary.text()}\nReport: {paths['html']} and {paths['pdf'].name}")
+                         report=paths), True)  # fmt: skip
+    print(f"{summary.text()}\nReport: {paths['html']} and {Path(paths['pdf']).name}")
 
 # %% ../nbs/70_cli.ipynb #cell-020
 @app.command()
@@ -354,7 +354,7 @@ def run_attack(model, task, languages, attack, search, budget, queries, items, s
     from xstudy.study import default_store
     from xstudy.tasks import task as card
 
-    shelf = Store(Path(store).expanduser() if store else default_store())
+    shelf = Store(store or default_store())
     is_key = re.fullmatch(r"[a-z]+-[0-9a-f]{20}", model) is not None
     folder = shelf.path(model) if is_key and shelf.has(model) else model
     predict, data = Predictor(*load_classifier(folder)), source_named(source or ("folder" if root else "lab"), root or None)
@@ -386,7 +386,7 @@ def _store(store: str):
     from xstudy.store import Store
     from xstudy.study import default_store
 
-    return Store(Path(store).expanduser() if store else default_store())
+    return Store(store or default_store())
 
 
 @stores.command("ls")

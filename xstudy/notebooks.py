@@ -434,10 +434,11 @@ def _stop(process):
     process.kill()
 
 
-def stop_notebooks():
-    "Ends every notebook that this process is running."
+def stop_notebooks(folder: str = ""):
+    "Ends every notebook that this process is running, or those whose executed copies lie in `folder`."
     for process in list(_running):
-        _stop(process)
+        if getattr(process, "output", "").startswith(folder):
+            _stop(process)
 
 # %% ../nbs/51_notebooks.ipynb #cell-039
 def _start(job: dict, warm: bool):
@@ -536,6 +537,7 @@ def run_notebook(
     job = dict(input=str(Path(path).absolute()), output=str(out), parameters=parameters, threads=threads, timeout=timeout, memory=memory)
     job |= dict(env=dict(env or {}), cwd=str(Path(cwd or os.getcwd()).absolute()), log=str(log))
     process, receive = _start(job, can_fork() if warm is None else warm)
+    process.output = str(out)
     _running.add(process)
     try:
         message = _wait(process, receive, timeout)

@@ -6,11 +6,11 @@
 __all__ = ['NOTEBOOKS', 'HUB', 'CORE', 'GPU', 'LENGTH', 'IMPORTS', 'START', 'TEXT', 'ITEM', 'ASKED_SHARE', 'READING', 'REPORT',
            'ROW', 'FIGURES', 'ORDER', 'ArmKeys', 'Keys', 'jobs_of', 'profile_file', 'Shape', 'shape_of', 'Rates',
            'length_of', 'table_rates', 'measure', 'rates_of', 'encoder_seconds', 'stage_seconds', 'test_seconds',
-           'model_bytes', 'kind_of', 'experience', 'Row', 'Plan', 'stored', 'plan_of', 'problems', 'effects',
+           'model_bytes', 'kind_of', 'experience', 'Row', 'Plan', 'plan_of', 'planned_seconds', 'problems', 'effects',
            'plan_record']
 
 # %% ../nbs/55_plan.ipynb #cell-002
-import json, os, shutil, time
+import json, shutil, time
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -444,12 +444,6 @@ class _Planner(_Middle):
 ORDER = ("encoder", "noise", "intermediate", "arm", "reading")
 
 
-def stored(store: Store) -> set[str]:
-    "The keys that are in a store; nothing is checked."
-    objects = store.root / "objects"
-    return {key for part in (os.listdir(objects) if objects.is_dir() else ()) for key in os.listdir(objects / part)}
-
-
 def plan_of(study: Study, say=lambda text: None) -> Plan:
     "The whole plan of a study; raises `SettingsError` for an encoder whose size is not known, `StoreError` for a store that cannot be written."
     p, notes = study.profile, []
@@ -458,7 +452,7 @@ def plan_of(study: Study, say=lambda text: None) -> Plan:
     factor = {} if p.resources.gpus else experience(study.store, p)
     if factor:
         rates = {name: table_rates(p, name) for name in rates}
-    have = stored(study.store)
+    have = set(study.store.keys())
     have = have if any(k.startswith(("encoder-", "transplant-", "model-", "arm-")) for k in have) else None
     for known in (have, None) if have else (None,):
         planner = _Planner(study, rates, known, factor)
@@ -478,6 +472,20 @@ def plan_of(study: Study, say=lambda text: None) -> Plan:
     return Plan(p, rows, planner.planned, basis, notes)
 
 # %% ../nbs/55_plan.ipynb #cell-035
+def planned_seconds(study: Study) -> dict[str, float]:
+    "job -> seconds by arithmetic alone; nothing for an encoder whose size is not known."
+    p = study.profile
+    try:
+        planner = _Planner(study, {name: table_rates(p, name) for name in encoders_of(p)}, None, {})
+    except SettingsError:
+        return {}
+    planner.encoders()
+    for name, a in study.arms.items():
+        planner.arm(name, a)
+    planner.readings()
+    return planner.planned
+
+# %% ../nbs/55_plan.ipynb #cell-038
 def problems(p: Profile, store: Store, plan: Plan | None = None) -> list[str]:
     "Why this machine cannot run a profile, a sentence each; none when it can."
     facts, r, out = machine_facts(), p.resources, []
@@ -506,7 +514,7 @@ def effects(p: Profile) -> list[dict]:
     "question, main contrast, measures and detectable effect in points, before anything runs."
     return [dict(question=q, contrast=ASKED[q].main, measures=main_measures(p, q), points=round(100 * power(p, question=q)["mde"], 1)) for q in p.questions]
 
-# %% ../nbs/55_plan.ipynb #cell-037
+# %% ../nbs/55_plan.ipynb #cell-040
 def plan_record(study: Study, plan: Plan, elsewhere: bool = False) -> dict:
     "The plan as JSON types: arms, stages, totals, effects, problems."
     p, rows = plan.profile, plan.rows

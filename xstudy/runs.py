@@ -89,7 +89,8 @@ class Watched(Lines):
     def __init__(self, run: Run, store: Store, jobs: list[Job], after: Callable[[str], None] | None = None, shown: Lines | None = None):
         super().__init__()
         self.run, self.store, self.after = run, store, after
-        self.left = {j.name: j.key for j in jobs if not store.folder(j.key).is_dir()}
+        have = set(store.keys())
+        self.left, self.ended = {j.name: j.key for j in jobs if j.key not in have}, 0
         self.shown = shown or (Bars() if sys.stderr.isatty() else Lines())
         run.note(total=len(jobs), done=len(jobs) - len(self.left))
 
@@ -106,11 +107,13 @@ class Watched(Lines):
 
     def tick(self, done: int, total: int, running: dict[str, dict], left: str):
         self.shown.tick(done, total, running, left)
-        new = [n for n, key in self.left.items() if n not in running and self.store.folder(key).is_dir()]
-        for name in new:
-            del self.left[name]
-            if self.after:
-                self.after(name)
+        new, self.ended = done > self.ended, done
+        if new:
+            have = set(self.store.keys())
+            for name in [n for n, key in self.left.items() if key in have and n not in running]:
+                del self.left[name]
+                if self.after:
+                    self.after(name)
         if new or time.monotonic() - self.run.written > 5:
             self.run.note(done=total - len(self.left))
 

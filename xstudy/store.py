@@ -12,7 +12,7 @@ from typing import Callable, Iterable
 
 from filelock import FileLock, Timeout
 
-from .core import StoreError, canonical, plain, sha256
+from .core import Progress, StoreError, canonical, plain, sha256
 
 # %% ../nbs/01_store.ipynb #cell-004
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -69,10 +69,13 @@ def _write_manifest(folder: Path, key: str, meta: dict):
     _sync(folder)
 
 # %% ../nbs/01_store.ipynb #cell-009
-def read_manifest(folder: Path) -> dict:
-    "The manifest of an artefact's folder; `StoreError` when it is missing or damaged."
+def read_manifest(
+    folder: Path,  # an artefact's folder
+    text: bytes | None = None,  # of the manifest, when it was read already
+) -> dict:  # key, kind, created, meta, files
+    "The manifest of an artefact; `StoreError` when it is missing or damaged."
     try:
-        body = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        body = json.loads((folder / MANIFEST).read_bytes() if text is None else text)
         digest = body.pop("sha256")
         if sha256(canonical(body)) != digest:
             raise ValueError("its digest does not match")
@@ -106,6 +109,7 @@ class _Folders:
 
     def __init__(self, root: str | Path):
         self.root = Path(root).expanduser().absolute()
+        self.address = str(self.root)  # `Store(address)` opens the same store from anywhere that reaches it
         self._seen = {}  # key -> stamp of the files that were checked in this process
         with disk_guard(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
@@ -122,7 +126,7 @@ class _Folders:
         return self.root / "objects" / sha256(key)[:2] / key
 
     def __repr__(self):
-        return f"Store({str(self.root)!r})"
+        return f"Store({self.address!r})"
 
 # %% ../nbs/01_store.ipynb #cell-015
 class _Locked(_Folders):
@@ -187,7 +191,7 @@ class _Reader(_Locked):
     def path(self, key: str) -> Path:
         "The artefact's folder, checked; `StoreError` when it is missing or damaged."
         if not self.folder(key).is_dir():
-            raise StoreError(f"There is no artefact {key} in {self.root}: run the stage that makes it.")
+            raise StoreError(f"There is no artefact {key} in {self.address}: run the stage that makes it.")
         if found := self._problem(key):
             raise StoreError(f"Damaged artefact: {found} Run again: it will be set aside and made anew.")
         return self.folder(key)
@@ -226,25 +230,30 @@ class _Writer(_Temporary):
         meta: dict | None = None,  # small settings to keep in the manifest
     ) -> Path:  # the artefact's folder
         "Files an artefact. One that is there already stays; `StoreError` for a full disk or a closed folder."
-        if self.has(key):
-            return self.path(key)
-        target = self.folder(key)
-        with self._temporary() as place:
-            fill(place)
-            _write_manifest(place, key, meta or {})
-            self._sub("objects")
-            target.parent.mkdir(exist_ok=True)
-            try:
-                os.rename(place, target)
-            except OSError as e:
-                if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-            _sync(target.parent)
+        if not self._here(key):
+            with self._temporary() as place:
+                fill(place)
+                _write_manifest(place, key, meta or {})
+                self._enter(place, key)
         return self.path(key)
+
+    def _here(self, key: str) -> bool:
+        return self.has(key)
+
+    def _enter(self, place: Path, key: str):
+        target = self.folder(key)
+        self._sub("objects")
+        target.parent.mkdir(exist_ok=True)
+        try:
+            os.rename(place, target)
+        except OSError as e:
+            if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        _sync(target.parent)
 
     def get_or_make(self, key: str, fill: Callable[[Path], None], meta: dict | None = None) -> Path:
         "The artefact's folder; made under the key's lock when it is not there yet."
-        if not self.has(key):
+        if not self._here(key):
             with self.lock(key):
                 return self.put(key, fill, meta)
         return self.path(key)
@@ -270,7 +279,36 @@ def read_table(path: str | Path, columns: list[str] | None = None):
 
 # %% ../nbs/01_store.ipynb #cell-034
 class Store(_Writer):
-    "Content-addressed artefacts in a local folder, safe with many readers and writers."
+    "Content-addressed artefacts in a folder, safe with many readers and writers; `Store('s3://bucket/study')` is a `RemoteStore`."
+
+    def __new__(cls, root: str | Path, *more, **named):
+        if cls is Store and "://" in str(root):
+            from xstudy.remote import RemoteStore as cls
+        return super().__new__(cls)
+
+    def check(self):
+        "`StoreError` in one sentence when nothing can be written here."
+        with self._temporary() as place:
+            (place / "check").write_bytes(b"1")
+
+    def share(
+        self,
+        name: str,  # such as 'profiles/lab-quick.yaml'
+        text: str,
+    ) -> str:  # address, for `local`
+        "Lays down a small file that belongs to no artefact."
+        path = self.root / name
+        with disk_guard(self.root):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.is_file() or path.read_text(encoding="utf-8") != text:
+                part = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+                part.write_text(text, encoding="utf-8")
+                os.replace(part, path)
+        return str(path)
+
+    def local(self, value):
+        "The path on this machine of an address that `share` gave; any other value as it is."
+        return value
 
     def put_table(self, key: str, table, meta: dict | None = None) -> Path:
         "Files one DataFrame as table.parquet."
@@ -290,46 +328,59 @@ class Store(_Writer):
 
     def keys(self) -> list[str]:
         "All keys, sorted; nothing is checked."
-        return sorted(p.name for p in self.root.glob("objects/??/*") if p.is_dir())
+        return _keys(self.root / "objects")
 
     def ls(self) -> list[dict]:  # rows of key, kind, bytes, created, meta
         "What is there, by key; a damaged artefact has kind 'damaged'."
-        return [_row(self.folder(key)) for key in self.keys()]
+        return [_row(self.folder(key)) for key in _counted("manifests read", self.keys())]
 
     def verify(self) -> list[str]:
         "Reads every byte of every artefact; one sentence a problem."
-        return [found for key in self.keys() if (found := problem(self.folder(key)))]
+        return [found for key in _counted("artefacts checked", self.keys()) if (found := problem(self.folder(key)))]
 
     def gc(self, keep: Iterable[str] | None = None) -> list[str]:
         "Removes artefacts not in `keep` (None keeps all), dead writers' leftovers and what was set aside; gives what went."
-        return _collect(self, None if keep is None else set(keep))
+        keys = [] if keep is None else sorted(set(self.keys()) - set(keep))
+        return [key for key in _counted("artefacts removed", keys) if self._drop(key)] + _leftovers(self)
+
+    def _drop(self, key: str) -> bool:
+        with contextlib.suppress(TimeoutError, FileNotFoundError):  # somebody works on it, or another gc was faster
+            with self.lock(key, wait=False), self._temporary() as place:
+                os.rename(self.folder(key), place / key)
+                return True
+        return False
 
 # %% ../nbs/01_store.ipynb #cell-035
-def _row(folder: Path) -> dict:
+def _counted(label: str, keys: list):
+    progress = Progress(label, len(keys))
+    for n, key in enumerate(keys, 1):
+        yield key
+        progress.step(n)
+
+
+def _keys(objects: Path) -> list[str]:
+    parts = [p.path for p in os.scandir(objects) if p.is_dir()] if objects.is_dir() else []
+    return sorted(p.name for part in parts for p in os.scandir(part) if p.is_dir())
+
+
+def _row(folder: Path, text: bytes | None = None) -> dict:
     try:
-        body = read_manifest(folder)
+        body = read_manifest(folder, text)
     except StoreError as e:
         return {"key": folder.name, "kind": "damaged", "bytes": 0, "created": "", "meta": {"problem": str(e)}}
     size = sum(f["bytes"] for f in body["files"].values())
     return {"key": body["key"], "kind": body["kind"], "bytes": size, "created": body["created"], "meta": body["meta"]}
 
 
-def _collect(store: Store, keep: set | None) -> list[str]:
+def _leftovers(store: Store) -> list[str]:
     gone = []
-    for key in store.keys() if keep is not None else []:
-        with contextlib.suppress(TimeoutError):  # somebody works on it: leave it
-            if key not in keep:
-                with store.lock(key, wait=False), store._temporary() as place:
-                    os.rename(store.folder(key), place / key)
-                    gone.append(key)
-    for lock in store._sub("tmp").glob("*.lock"):
+    for lock in sorted(store._sub("tmp").glob("*.lock")):
         owner, folder = FileLock(lock), lock.with_suffix("")
         with contextlib.suppress(Timeout):  # its writer lives
             with owner.acquire(timeout=0):
-                if folder.exists() or time.time() - lock.stat().st_mtime > 3600:
-                    shutil.rmtree(folder, ignore_errors=True)
-                    lock.unlink(missing_ok=True)
-                    gone.append(f"tmp/{folder.name}")
+                shutil.rmtree(folder, ignore_errors=True)
+                lock.unlink(missing_ok=True)  # a writer just about to lock it sees that it is gone, and makes another
+                gone.append(f"tmp/{folder.name}")
     for place in sorted(store._sub("damaged").iterdir()):
         shutil.rmtree(place, ignore_errors=True)
         gone.append(f"damaged/{place.name}")

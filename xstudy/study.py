@@ -124,20 +124,20 @@ class Study:
         return content_key(kind, settings, inputs, DATA + BY_SOURCE[self.profile.source] + MODULES[kind] + more)
 
 # %% ../nbs/53_study.ipynb #cell-008
-def default_store() -> Path:
-    "XSTUDY_STORE, or ~/.cache/xstudy."
-    return Path(os.environ.get("XSTUDY_STORE") or "~/.cache/xstudy").expanduser()
+def default_store() -> str:
+    "XSTUDY_STORE (a folder, or an address such as s3://bucket/study), or ~/.cache/xstudy."
+    return os.environ.get("XSTUDY_STORE") or "~/.cache/xstudy"
 
 
 def open_study(
     profile: str | Profile,  # name, YAML file, or the profile itself
     root: str = "",  # data folder of the source 'folder'
-    store: str | Path | Store = "",  # folder of the store; "" for `default_store`
+    store: str | Path | Store = "",  # folder or address of the store; "" for `default_store`
     **changes,  # fields of the profile to replace
 ) -> Study:
     "A study: a profile on its data, with a store."
     p = profile if isinstance(profile, Profile) else load_profile(profile, **changes)
-    return Study(p, root, store if isinstance(store, Store) else Store(Path(store).expanduser() if store else default_store()))
+    return Study(p, root, store if isinstance(store, Store) else Store(store or default_store()))
 
 # %% ../nbs/53_study.ipynb #cell-012
 def encoders_of(p: Profile) -> list[str]:
