@@ -18,11 +18,38 @@ from .languages import LANGUAGES, RECORDS, has_digit, language, lower
 from .perturb import Budget, Edit, capital, register
 
 # %% ../nbs/30_sentences.ipynb #cell-005
-def _reach(j: int, linked: set) -> int:
-    "How far to the left a phrase takes in words without a link: articles and prepositions that the other language does not have."
-    while j > 0 and j - 1 not in linked:
-        j -= 1
-    return j
+def _partners(rows: list, lift: float = 3.0) -> dict:
+    "Words that occur in translations of each other at least `lift` times as often as by chance -> in how many texts."
+    once = [tuple({w for *_, w in side} for side in r) for r in rows]
+    pairs, (here, there) = Counter((a, b) for x, y in once for a in x for b in y), (Counter(w for x in once for w in x[side]) for side in (0, 1))
+    return {(a, b): n for (a, b), n in pairs.items() if n * len(rows) >= lift * here[a] * there[b]}
+
+
+def _usual(rows: list, links: list, partners: dict, share: float = 0.25) -> list:
+    "Links of partners, without those that are rare beside the commonest one of the word that is replaced."
+    pairs, best = Counter((r[0][i][2], r[1][j][2]) for r, found in zip(rows, links) for i, j in found), {}
+    for (a, b), n in pairs.items():
+        best[a] = max(n, best.get(a, 0)) if (a, b) in partners else best.get(a, 0)
+    said = lambda a, b: (a, b) in partners and pairs[a, b] >= share * best[a]
+    return [tuple((i, j) for i, j in found if said(r[0][i][2], r[1][j][2])) for r, found in zip(rows, links)]
+
+
+def _empty(rows: list, partners: dict, side: int, share: float = 0.1) -> set:
+    "Words that have no partner: what says as much of every sentence says nothing of this one."
+    every, best = Counter(w for r in rows for w in {w for *_, w in r[side]}), Counter()
+    for pair, n in partners.items():
+        best[pair[side]] = max(n, best[pair[side]])
+    return {w for w, n in every.items() if best[w] < share * n}
+
+
+def _reach(first: int, last: int, words: list, linked: set, empty: set) -> int | None:
+    "How far to the left a phrase takes in empty words; None where another word in it or beside it has no link: whose meaning it is, nobody knows."
+    start, end = first, last
+    while start > 0 and start - 1 not in linked:
+        start -= 1
+    while end + 1 < len(words) and end + 1 not in linked:
+        end += 1
+    return start if all(i in linked or words[i][2] in empty for i in range(start, end + 1)) else None
 
 
 def _inside(text: str, start: int, end: int, old: str, at: int, written: Counter, code: str) -> str:
@@ -45,9 +72,12 @@ def phrase_table(
     cut = [(tokens(r[code], code), tokens(r[into], into)) for r in rows]
     written = Counter(r[into][a:b] for r, (_, words) in zip(rows, cut) for a, b, _ in words[1:])
     found: dict = {}
-    for r, (mine, theirs), links in zip(rows, cut, align([tuple([w for *_, w in side] for side in x) for x in cut])):
-        here, there = ({x[side] for x in links} for side in (0, 1))
-        parts = [(_reach(i, here), k, _reach(j, there), m) for i, k, j, m in phrases(links, most)]
+    links = _usual(cut, align([tuple([w for *_, w in side] for side in x) for x in cut], grow=True), partners := _partners(cut))
+    empty = [_empty(cut, partners, side) for side in (0, 1)]
+    for r, (mine, theirs), found_here in zip(rows, cut, links):
+        here, there = ({x[side] for x in found_here} for side in (0, 1))
+        whole = [(_reach(i, k, mine, here, empty[0]), k, _reach(j, m, theirs, there, empty[1]), m) for i, k, j, m in phrases(found_here, most)]
+        parts = [x for x in whole if None not in x]
         spans = [(mine[i][0], mine[k][1], theirs[j][0], theirs[m][1]) for i, k, j, m in parts if (i < k or j < m) and k - i + 1 < len(mine)]
         new = [(a, b, _inside(r[into], c, d, r[code][a:b], a, written, into)) for a, b, c, d in spans]
         found.setdefault(r[code], tuple((a, b, x) for a, b, x in new if not has_digit(x + r[code][a:b])))
