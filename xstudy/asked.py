@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['AUTO', 'head_maps', 'label_order', 'hub_model', 'read_model', 'goal_for', 'open_to', 'Allowed', 'distractors',
-           'perturbation_for', 'example_of', 'read_lines_json', 'FileExamples', 'survivors', 'readable', 'not_defined']
+           'perturbation_for', 'example_of', 'read_lines_json', 'FileExamples', 'survivors', 'readable', 'items_to_ask',
+           'not_defined']
 
 # %% ../nbs/44_asked.ipynb #cell-002
 import json, re
@@ -96,7 +97,7 @@ def hub_model(
     model.head = _HubHead(parts[0], act, parts[1])
     return model.eval(), tokenizer
 
-
+# %% ../nbs/44_asked.ipynb #cell-007
 def read_model(
     name: str,  # folder, key in the store, or hub id
     task_name: str,
@@ -121,7 +122,7 @@ def read_model(
         raise SettingsError(f"The model answers {', '.join(model.labels)}; {card.name} asks for {', '.join(card.labels)}.")
     return model, tokenizer
 
-# %% ../nbs/44_asked.ipynb #cell-013
+# %% ../nbs/44_asked.ipynb #cell-014
 def goal_for(
     card: Task,
     predict: Callable,
@@ -144,7 +145,7 @@ def open_to(goal: Goal, outcome) -> bool:
     seen = SimpleNamespace(example=outcome.pair, texts=outcome.before or outcome.pair.texts, gold=goal.gold(outcome.pair), clean=outcome.clean)
     return goal.attackable(seen)
 
-# %% ../nbs/44_asked.ipynb #cell-015
+# %% ../nbs/44_asked.ipynb #cell-016
 class Allowed:
     "A perturbation of whole examples, without the edits that a goal forbids; of linked edits the whole family goes."
 
@@ -162,7 +163,7 @@ class Allowed:
         bad = {e.kind for e in edits if not self._goal.allows(x, e)} if getattr(self._inner, "linked", False) else ()
         return [e for e in edits if self._goal.allows(x, e) and e.kind not in bad]
 
-
+# %% ../nbs/44_asked.ipynb #cell-017
 def distractors(examples: list) -> tuple[dict, dict]:  # language -> sentences; context -> answers that no distractor may have
     "Sentences of the contexts themselves, for questions about other contexts."
     pool: dict = {}
@@ -200,7 +201,7 @@ def perturbation_for(
     guard = hasattr(how, "together") and any(isinstance(x, (Choice, Tagged, Span)) for x in examples)
     return Allowed(how, goal or Untargeted(), examples) if guard else how
 
-# %% ../nbs/44_asked.ipynb #cell-018
+# %% ../nbs/44_asked.ipynb #cell-020
 def example_of(row: dict, card: Task, path, line: int):
     "A row of JSON as an example; raises `DataError` with file and line when it is none. Empty texts are let through: they are counted by who asks."
     names = [f.name for f in fields(card.schema)]
@@ -216,7 +217,7 @@ def example_of(row: dict, card: Task, path, line: int):
         raise DataError(wrong[1], path, line)
     return x
 
-
+# %% ../nbs/44_asked.ipynb #cell-021
 def read_lines_json(path: str | Path) -> list[tuple[int, dict]]:
     "(number of the line, object) of a JSONL file; raises `DataError` with file and line."
     try:
@@ -234,7 +235,7 @@ def read_lines_json(path: str | Path) -> list[tuple[int, dict]]:
         out += [(n, row)] if row is not None else []
     return out
 
-
+# %% ../nbs/44_asked.ipynb #cell-022
 class FileExamples:
     "A source whose test items stand in a file; all else is asked of another source."
 
@@ -254,7 +255,7 @@ class FileExamples:
         "The file's examples in a language."
         return [x for x in self._rows if x.language == language]
 
-# %% ../nbs/44_asked.ipynb #cell-021
+# %% ../nbs/44_asked.ipynb #cell-025
 def survivors(
     examples: list,
     run: Callable,  # list of examples -> list of results
@@ -280,6 +281,13 @@ def readable(examples: list, goal: Goal | None = None) -> tuple[list, list]:  # 
         why = "it has an empty text" if not has_text(x) else "none of its right passages is given" if lost else ""
         (out if why else kept).append((x, why) if why else x)
     return kept, out
+
+
+def items_to_ask(data, task: str, code: str, goal, items: int) -> tuple[list, list]:  # (examples, [(example, reason)])
+    "The first `items` that can be asked, and those on the way that cannot."
+    rows = data.load(task, "test", code)
+    kept = readable(rows, goal)[0]
+    return readable(rows[: rows.index(kept[items - 1]) + 1] if len(kept) > items else rows, goal)
 
 
 def not_defined(how, examples: list, code: str) -> str:

@@ -14,7 +14,7 @@ import typer
 from .core import plain
 
 Root = Annotated[str, typer.Option("--root", help="Data folder, for profiles and sources on real data. Default: XSTUDY_DATA.")]
-StoreAt = Annotated[str, typer.Option("--store", help="Folder of the store. Default: XSTUDY_STORE, else ~/.cache/xstudy.")]
+StoreAt = Annotated[str, typer.Option("--store", help="Folder of the store, or an address such as s3://bucket/study. Default: XSTUDY_STORE, else ~/.cache/xstudy.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to standard output.")]
 
 # %% ../nbs/70_console.ipynb #cell-004

@@ -96,7 +96,7 @@ class Guarded:
     "A perturbation on one example: only the edits that the goal allows."
 
     def __init__(self, perturbation: Perturbation, goal: Goal, x):
-        self._inner, self._goal, self._x, self._at = perturbation, goal, x, {}
+        self._inner, self._goal, self._x, self._at, self._known = perturbation, goal, x, {}, {}
         for i, text in enumerate(goal.texts(x)):
             self._at.setdefault(text, []).append(i)
 
@@ -106,7 +106,12 @@ class Guarded:
     def candidates(self, text: str, language: str, gen=None) -> list:
         "The allowed ones of the perturbation's candidates."
         found = self._inner.candidates(text, language, gen)
-        return [e for e in found if all(self._goal.allows(self._x, replace(e, segment=i)) for i in self._at.get(text, ()))]
+        return [e for e in found if self._may(text, e)]
+
+    def _may(self, text: str, e: Edit) -> bool:
+        if (text, e) not in self._known:  # a word that stands there a thousand times is judged once
+            self._known[text, e] = all(self._goal.allows(self._x, replace(e, segment=i)) for i in self._at.get(text, ()))
+        return self._known[text, e]
 
 
 def guarded(perturbation: Perturbation, goal: Goal, x) -> Perturbation:

@@ -328,20 +328,21 @@ def part_key(study: Study, model_key: str, arm: str, seed: int, mode: str, name:
     return study.key("predictions", how, (model_key, s.digest(p.target)), _home(name))
 
 
-def predict_part(study: Study, predict: Predictor, arm: str, seed: int, mode: str, name: str) -> tuple[pd.DataFrame, list[dict]]:
-    "One part of an arm's prediction table, and examples of successful attacks (adaptive only)."
+def predict_part(study: Study, predict: Predictor, arm: str, seed: int, mode: str, name: str) -> tuple[pd.DataFrame, list[dict], list[dict]]:
+    "One part of an arm's prediction table; of an adaptive one also examples of successful attacks, and all edits, so that others can be asked the same texts."
     e = study.profile.evaluation
     if mode == "clean":
         pairs = [p for language in study.languages for p in items(study, language, e.clean)]
-        return evaluate_clean(pairs, predict, arm, seed), []
+        return evaluate_clean(pairs, predict, arm, seed), [], []
     how, budget = attack_named(study, name)
     if mode == "noise":
-        return evaluate_noise(read_noise(study, name)[0], predict, arm, seed, name, budget), []
+        return evaluate_noise(read_noise(study, name)[0], predict, arm, seed, name, budget), [], []
     without = left_out(study, name)
     languages = [c for c in e.adaptive_languages if c not in without]
     pairs = [p for language in languages for p in items(study, language, e.adaptive)]
     outcomes = attack(pairs, predict, how, budget, queries=e.queries)
-    return adaptive_table(outcomes, arm, seed, name, budget), _examples(outcomes, arm, name)
+    made = [dict(language=o.pair.language, item=o.pair.id, edits=[_flat(z) for z in o.edits]) for o in outcomes]
+    return adaptive_table(outcomes, arm, seed, name, budget), _examples(outcomes, arm, name), made
 
 # %% ../nbs/53_study.ipynb #cell-026
 _loaded = lru_cache(1)(load_classifier)  # the model of a filed folder never changes: all parts of an arm ask the same one
@@ -384,9 +385,11 @@ def examples(study: Study, arm: str, seed: int) -> list[dict]:
 def _part(study: Study, key: str, model: Path, arm: str, seed: int, mode: str, name: str) -> Path:
     def fill(folder: Path):
         with threads(study.profile.stage.threads):
-            table, shown = predict_part(study, _predictor(study, model), arm, seed, mode, name)
+            table, shown, made = predict_part(study, _predictor(study, model), arm, seed, mode, name)
         table.to_parquet(folder / "predictions.parquet", index=False)
         (folder / "examples.json").write_text(json.dumps(shown, ensure_ascii=False), encoding="utf-8")
+        if mode == "adaptive":  # what `transfer` asks other arms
+            (folder / "edits.json").write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
 
     meta = {"kind": "predictions", "arm": arm, "seed": seed, "mode": mode, "attack": name}
     return study.store.get_or_make(part_key(study, key, arm, seed, mode, name), fill, meta)

@@ -300,7 +300,7 @@ def verify_subset(folder: str | Path, source=None) -> list[str]:  # problems; em
         problems += [f"{t}: the source's files are not those that the subset was made of" for t in changed]
     return problems
 
-# %% ../nbs/44_subsets.ipynb #cell-023
+# %% ../nbs/44_subsets.ipynb #cell-024
 def _score(examples: list, answers: list) -> tuple[str, float]:  # the first metric of the task
     card = task(examples[0].task)
     if card.family == "retrieval":
@@ -335,7 +335,7 @@ def read_answers(s: Subset, path: str | Path, asked: dict) -> dict:  # (task, la
         raise DataError(f"{len(missing)} of {len(asked)} rows have no answer (first: {missing[0]}): answer every row of the subset.", path)
     return out
 
-# %% ../nbs/44_subsets.ipynb #cell-024
+# %% ../nbs/44_subsets.ipynb #cell-025
 def score_subset(folder: str | Path, path: str | Path, source=None) -> list[dict]:  # a row a task, language and attack
     "Each language's metric, clean and perturbed; raises `DataError` for answers that do not fit."
     s, asked = read_subset(folder), {}

@@ -64,7 +64,7 @@ PREDICTION_DTYPES = {
     "hits": "int64", "edits": "int64", "words": "int64", "chars_changed": "int64",
 }  # fmt: skip
 PREDICTION_COLUMNS = tuple(PREDICTION_DTYPES)
-MODES = ("clean", "noise", "adaptive")
+MODES = ("clean", "noise", "adaptive", "transferred")
 PREDICTION_KEY = ["arm", "seed", "task", "language", "item", "mode", "attack", "budget", "draw"]  # one row each
 
 
