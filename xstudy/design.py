@@ -78,7 +78,7 @@ class Resources:
     "What a run may take. Nothing here changes a result, so nothing here is part of a key."
 
     workers: int = 2  # notebooks at once
-    threads: int = 0  # cores a job takes; 0: as many as its stages compute with
+    threads: int = 0  # cores a job may take; 0: as many as its stages compute with, which is a setting of theirs
     memory: float = 0.0  # GB a job may take; 0: as much as there is
     time: float = 0.0  # hours a job may take; 0: as long as it needs
     gpus: int = 0  # GPUs a job needs
@@ -155,10 +155,14 @@ class Profile:
         return self.resources.workers
 
     @property
+    def threads_needed(self) -> int:
+        "The most threads that one of its stages computes with."
+        return max(self.stage.threads, 1 if self.encoder else (self.transplant or self.pretrain).threads)
+
+    @property
     def threads(self) -> int:
-        "Cores that a job takes: as wished, else the most threads that one of its stages computes with."
-        first = 1 if self.encoder else (self.transplant or self.pretrain).threads
-        return self.resources.threads or max(self.stage.threads, first)
+        "Cores that a job may take."
+        return self.resources.threads or self.threads_needed
 
     @property
     def quotes(self) -> bool:

@@ -112,11 +112,11 @@ def jobs_of(study: Study, root: str = "") -> list[Job]:
     base = dict(profile=profile_file(study), root=root)
     for size in encoders_of(p):
         threads, label = getattr(phase_one(study, size), "threads", 1), f"encoder {size or p.model}"
-        jobs.append(Job(encoder_name(size), str(NOTEBOOKS / "encoder.ipynb"), base | dict(size=size), keys.encoders[size], threads=threads, label=label))
+        jobs.append(Job(encoder_name(size), str(NOTEBOOKS / "encoder.ipynb"), base | dict(size=size), keys.encoders[size], (), threads, label, p.resources.gpus))
     for name, a in study.arms.items():
         for s in p.seeds:
             after, key = (encoder_name(a.encoder),), keys.of_arm(name, s).record
-            jobs.append(Job(f"{name}-s{s}", str(NOTEBOOKS / "arm.ipynb"), base | dict(arm=name, seed=s), key, after, p.stage.threads, f"arm {name}, seed {s}"))
+            jobs.append(Job(f"{name}-s{s}", str(NOTEBOOKS / "arm.ipynb"), base | dict(arm=name, seed=s), key, after, p.stage.threads, f"arm {name}, seed {s}", p.resources.gpus))
     for q in p.questions:
         needs = tuple(f"{name}-s{s}" for name in arms(p, q) for s in p.seeds)
         jobs.append(Job(q, str(NOTEBOOKS / f"{q}.ipynb"), base, result_key(keys, q), needs, 1, f"reading {q}"))
@@ -126,11 +126,7 @@ def jobs_of(study: Study, root: str = "") -> list[Job]:
 def profile_file(study: Study) -> str:
     "The profile as a file in the store, so that notebooks get exactly what the command line was told."
     text = json.dumps(plain(study.profile), indent=1, ensure_ascii=False)  # JSON is YAML
-    path = study.store.root / "profiles" / f"{study.profile.name}-{sha256(canonical(study.profile))[:10]}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        path.write_text(text, encoding="utf-8")
-    return str(path)
+    return study.store.share(f"profiles/{study.profile.name}-{sha256(canonical(study.profile))[:10]}.yaml", text)
 
 # %% ../nbs/55_plan.ipynb #cell-011
 @dataclass(frozen=True)
@@ -250,13 +246,13 @@ def measure(p: Profile, name: str = "", seconds: float = 0.8) -> Rates:
     return Rates(many * tokens / rate[0], many * len(ids) / rate[1], round(max(grown + IMPORTS, table_rates(p, name).memory), 2), "measured")
 
 # %% ../nbs/55_plan.ipynb #cell-017
-def rates_of(study: Study, say=lambda text: None) -> dict[str, Rates]:
-    "Rates of every encoder of the profile: measured here once, then read from the store; by arithmetic where it is not here or GPUs do the work."
+def rates_of(study: Study, say=lambda text: None, here: bool = True) -> dict[str, Rates]:
+    "Rates of every encoder of the profile: measured here once, then read from the store; by arithmetic for another machine, a model that is not here, or GPUs."
     p, out = study.profile, {}
     for name in encoders_of(p):
         shape, facts = shape_of(p, name), {k: v for k, v in machine_facts().items() if k in ("processor", "cores")}
-        here = not p.encoder or name or Path(teacher_folder(p.encoder)).expanduser().is_dir()
-        if p.resources.gpus or not here or shape.weights > 3e8:
+        known = not p.encoder or name or Path(teacher_folder(p.encoder)).expanduser().is_dir()
+        if not here or p.resources.gpus or not known or shape.weights > 3e8:
             out[name] = table_rates(p, name)
             continue
         how = dict(shape=shape, machine=facts, batch=p.stage.batch_tokens, pooling=p.stage.pooling, loop=p.stage.loop, threads=p.stage.threads, length=length_of(p))
@@ -444,12 +440,16 @@ class _Planner(_Middle):
 ORDER = ("encoder", "noise", "intermediate", "arm", "reading")
 
 
-def plan_of(study: Study, say=lambda text: None) -> Plan:
+def plan_of(
+    study: Study,
+    say=lambda text: None,  # told what is measured
+    here: bool = True,  # it will run on this machine, so that measurements and earlier runs count
+) -> Plan:
     "The whole plan of a study; raises `SettingsError` for an encoder whose size is not known, `StoreError` for a store that cannot be written."
     p, notes = study.profile, []
-    with study.store._temporary():  # it can be written
-        rates = rates_of(study, say)
-    factor = {} if p.resources.gpus else experience(study.store, p)
+    study.store.check()
+    rates = rates_of(study, say, here)
+    factor = {} if p.resources.gpus or not here else experience(study.store, p)
     if factor:
         rates = {name: table_rates(p, name) for name in rates}
     have = set(study.store.keys())
@@ -489,6 +489,8 @@ def planned_seconds(study: Study) -> dict[str, float]:
 def problems(p: Profile, store: Store, plan: Plan | None = None) -> list[str]:
     "Why this machine cannot run a profile, a sentence each; none when it can."
     facts, r, out = machine_facts(), p.resources, []
+    if r.threads and p.threads_needed > r.threads:
+        out.append(f"{p.name} computes with {p.threads_needed} threads; resources.threads allows {r.threads}: raise it.")
     if p.threads > facts["cores"]:
         out.append(f"{p.name} wants {p.threads} threads a job; this machine has {facts['cores']} cores: set threads to {facts['cores']} or fewer (results change with them).")
     if facts["memory"] and r.memory > facts["memory"]:
@@ -511,8 +513,9 @@ def _gpus() -> int:
 
 
 def effects(p: Profile) -> list[dict]:
-    "question, main contrast, measures and detectable effect in points, before anything runs."
-    return [dict(question=q, contrast=ASKED[q].main, measures=main_measures(p, q), points=round(100 * power(p, question=q)["mde"], 1)) for q in p.questions]
+    "question, main contrast, measures and detectable effect in points (None where no effect could be found), before anything runs."
+    points = lambda q: 100 * power(p, question=q)["mde"] if len(p.seeds) > 1 else 1000.0
+    return [dict(question=q, contrast=ASKED[q].main, measures=main_measures(p, q), points=round(points(q), 1) if points(q) <= 100 else None) for q in p.questions]
 
 # %% ../nbs/55_plan.ipynb #cell-040
 def plan_record(study: Study, plan: Plan, elsewhere: bool = False) -> dict:

@@ -37,7 +37,7 @@ from .train import StageSettings, train_stage
 
 # %% ../nbs/53_study.ipynb #cell-004
 DATA = ("core", "segmentation", "languages", "schemas", "cards", "tasks")  # and the source's own modules
-BY_SOURCE = {"lab": ("scenes", "labtasks", "lab"), "folder": ("readers", "formats", "retrieval", "templates", "files", "shelf", "texts", "sources")}
+BY_SOURCE = {"lab": ("scenes", "labtasks", "lab"), "hub": ("formats", "shelf", "hub"), "folder": ("readers", "formats", "retrieval", "templates", "files", "shelf", "texts", "sources")}
 MODULES = {
     "encoder": ("encoders", "speed", "loop", "pretrain"),
     "transplant": ("encoders", "speed", "loop", "transplant", "distil"),
