@@ -4,12 +4,15 @@ BIN := .venv/bin
 PROFILE ?= $(shell sed -n 's,^profile = ,,p' settings.ini)
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: study test export fmt lab clean readme setup
+.PHONY: study test faults export fmt lab clean readme setup
 study: setup
 	$(BIN)/xstudy run $(PROFILE)
 
 test: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
+
+faults: setup
+	$(BIN)/python tests/faults/faults.py
 
 setup: .venv/ready
 .venv/ready: settings.ini setup.py pyproject.toml

@@ -193,20 +193,23 @@ def bench_notebooks_(
     repeats: Annotated[int, typer.Option(help="Turns of each side.")] = 5,
     as_json: Json = False,
 ):
-    """Seconds that a warm child and plain papermill take over arm.ipynb's own work, in turn.
+    """Seconds that a warm child and plain papermill take over arm.ipynb's own work, in turn; eight dependent notebooks, and one more.
 
     Example: `xstudy bench notebooks --json`
     """
     import itertools, tempfile
 
-    from xstudy.bench import bench_notebooks
+    from xstudy.bench import bench_chain, bench_notebooks
     from xstudy.study import make_encoder, open_study
 
     with quiet_when(as_json), tempfile.TemporaryDirectory() as place:
         make_encoder(open_study("lab-demo", store=place))
         seeds = itertools.count()
+        chain = bench_chain()
         found = bench_notebooks(repeats, NOTEBOOKS / "arm.ipynb", lambda: dict(profile="lab-demo", store=place, seed=next(seeds)))
-    show(found if as_json else [{k: v for k, v in found.items() if isinstance(v, (int, float, str))}], as_json, "Notebooks")
+    show(found | dict(chain=chain) if as_json else [{k: v for k, v in found.items() if isinstance(v, (int, float, str))}], as_json, "Notebooks")
+    if not as_json:
+        show([chain], False, "Eight in a row")
 
 
 @benches.command("lab")

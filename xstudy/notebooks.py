@@ -4,23 +4,19 @@
 
 # %% auto #0
 __all__ = ['PRELOAD', 'Parameter', 'read_parameters', 'read_notebook', 'tagged', 'declared_parameters', 'check_parameters',
-           'refuse_unknown', 'new_shell', 'can_fork', 'warm_up', 'NotebookError', 'stop_notebooks', 'run_notebook',
-           'emit']
+           'refuse_unknown', 'can_fork', 'warm_up', 'NotebookError', 'stop_notebooks', 'run_notebook', 'emit']
 
 # %% ../nbs/51_notebooks.ipynb #cell-002
-import ast, base64, contextlib, ctypes, dataclasses, faulthandler, importlib.util, io, json, math, multiprocessing, os, shutil
+import ast, contextlib, ctypes, dataclasses, faulthandler, importlib.util, io, json, math, multiprocessing, os, shutil
 import signal, sys, tempfile, threading, time, tokenize
 from functools import lru_cache
 from multiprocessing import connection
 from pathlib import Path
 
-from IPython.core.displayhook import DisplayHook
-from IPython.core.displaypub import DisplayPublisher
-from IPython.core.interactiveshell import InteractiveShell
-from traitlets.config import Config
-
 import xstudy.core
 from .core import RunError, SettingsError, XstudyError, nearest, plain
+from .limits import GB, data_of_this, held, killed, oom_kills, read_limits, said_of_memory
+from .shell import Record, Teller, new_shell
 from .store import disk_guard, write_table
 
 # %% ../nbs/51_notebooks.ipynb #cell-004
@@ -142,111 +138,6 @@ def refuse_unknown(
     _refuse(read_parameters(cells[injected - 1], "This notebook"), given, "This notebook")
 
 # %% ../nbs/51_notebooks.ipynb #cell-016
-class _Outputs:
-    "What the running cell has shown so far, in the notebook's own format."
-
-    def __init__(self):
-        self.cell, self.displays, self.clear, self.saved = [], {}, False, lambda: None
-
-    def add(self, kind: str, **fields):
-        from nbformat.v4 import new_output
-
-        if self.clear:
-            self.cell.clear()
-            self.clear = False
-        self.cell.append(new_output(kind, **fields))
-        if threading.current_thread() is threading.main_thread():
-            self.saved()
-        return self.cell[-1]
-
-    def stream(self, name: str, text: str):
-        last = self.cell[-1] if self.cell and not self.clear else None
-        if text and last is not None and last.output_type == "stream" and last.name == name:
-            last.text += text
-        elif text:
-            self.add("stream", name=name, text=text)
-
-    def rich(self, kind: str, data: dict, metadata: dict, display_id=None, update=False, **more):
-        data = {k: base64.b64encode(v).decode() if isinstance(v, bytes) else v for k, v in data.items()}
-        fields = dict(data=data, metadata=metadata or {})
-        for shown in self.displays.get(display_id, []) if update else []:
-            shown.update(type(shown)(fields))
-        if not update:
-            shown = self.add(kind, **fields, **more)
-            self.displays.setdefault(display_id, []).append(shown)
-
-
-class _Stream(io.TextIOBase):
-    "Standard output or error of a cell."
-
-    encoding = "utf-8"
-
-    def __init__(self, outputs: _Outputs, name: str, number: int):
-        self.outputs, self.stream_name, self.number = outputs, name, number
-
-    def write(self, text: str) -> int:
-        self.outputs.stream(self.stream_name, text)
-        return len(text)
-
-    def writable(self):
-        return True
-
-    def fileno(self):
-        return self.number
-
-# %% ../nbs/51_notebooks.ipynb #cell-019
-class _Result(DisplayHook):
-    def write_output_prompt(self):
-        pass
-
-    def write_format_data(self, format_dict, md_dict=None):
-        self.shell.sink.rich("execute_result", format_dict, md_dict, execution_count=self.shell.number)
-
-
-class _Display(DisplayPublisher):
-    def publish(self, data, metadata=None, *, transient=None, update=False, **_):
-        self.shell.sink.rich("display_data", data, metadata, (transient or {}).get("display_id"), update)
-
-    def clear_output(self, wait=False):
-        self.shell.sink.clear = True
-        if not wait:
-            self.shell.sink.cell.clear()
-
-
-class _Shell(InteractiveShell):
-    displayhook_class, display_pub_class = _Result, _Display
-    system = InteractiveShell.system_piped  # so that `!ls` is recorded too
-    log, number = None, 0  # the file behind descriptors 1 and 2; the number of the running cell
-
-    def _showtraceback(self, etype, evalue, stb):
-        self.sink.add("error", ename=etype.__name__, evalue=str(evalue), traceback=list(stb))
-
-    def enable_gui(self, gui=None):
-        pass
-
-    def run(self, cell) -> bool:
-        "Runs one code cell and fills its outputs; False when it failed."
-        self.sink.cell, self.sink.clear = cell.outputs, False
-        cell.execution_count = self.number = self.execution_count
-        done = self.run_cell(cell.source, store_history=True, cell_id=cell.get("id"))
-        if self.log and self.log.stat().st_size:  # written past Python, by a library or a process
-            self.sink.stream("stderr", self.log.read_text(encoding="utf-8", errors="replace"))
-            os.truncate(self.log, 0)
-        return done.success or "raises-exception" in cell.metadata.get("tags", [])
-
-
-def new_shell() -> _Shell:
-    "A shell whose standard streams are recorded; it reads no settings of the user's and keeps no history."
-    settings = Config({"HistoryManager": {"enabled": False}})
-    with tempfile.TemporaryDirectory(prefix="xstudy-") as folder:  # IPython only wants it while it starts
-        shell = _Shell.instance(config=settings, ipython_dir=folder)
-    shell.sink = _Outputs()
-    sys.stdout, sys.stderr = _Stream(shell.sink, "stdout", 1), _Stream(shell.sink, "stderr", 2)
-    if importlib.util.find_spec("matplotlib_inline"):
-        shell.run_line_magic("matplotlib", "inline")
-    return shell
-
-# %% ../nbs/51_notebooks.ipynb #cell-023
 _inside_child = False  # set in a child that `run_notebook` started
 _log = None  # there: the file behind descriptors 1 and 2
 
@@ -260,7 +151,7 @@ def _engine():
         "Said by papermill's command line in one line, with exit code 2."
 
     class XstudyEngine(NBClientEngine):
-        "Papermill engine: strict parameters; a warm shell inside our children, a kernel elsewhere."
+        "Papermill engine: strict parameters; a shell in a child of ours, with its limits; a kernel for another language."
 
         @classmethod
         def execute_notebook(cls, nb, kernel_name, output_path=None, **kwargs):
@@ -275,7 +166,12 @@ def _engine():
         def execute_managed_notebook(cls, nb_man, kernel_name, **kwargs):
             if _inside_child:
                 return _run_cells(nb_man)
-            return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
+            if cls.nb_language(nb_man.nb) != "python":
+                return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
+            try:
+                return _run_apart(nb_man, **kwargs)
+            except SettingsError as e:
+                raise Refused(str(e)) from None
 
     XstudyEngine.__module__ = __name__
     return XstudyEngine
@@ -286,11 +182,9 @@ def __getattr__(name: str):
         return _engine()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-# %% ../nbs/51_notebooks.ipynb #cell-025
+# %% ../nbs/51_notebooks.ipynb #cell-018
 def _run_cells(nb_man):
-    v = sys.version_info
-    language = dict(name="python", version=f"{v.major}.{v.minor}.{v.micro}", mimetype="text/x-python", file_extension=".py")
-    nb_man.nb.metadata["language_info"] = language | dict(pygments_lexer="ipython3", nbconvert_exporter="python")
+    _name_language(nb_man.nb)
     shell = new_shell()
     shell.sink.saved, shell.log = nb_man.autosave_cell, _log
     for index, cell in enumerate(nb_man.nb.cells):
@@ -302,7 +196,13 @@ def _run_cells(nb_man):
         finally:
             nb_man.cell_complete(cell, cell_index=index)
 
-# %% ../nbs/51_notebooks.ipynb #cell-031
+
+def _name_language(nb):
+    v = sys.version_info
+    language = dict(name="python", version=f"{v.major}.{v.minor}.{v.micro}", mimetype="text/x-python", file_extension=".py")
+    nb.metadata["language_info"] = language | dict(pygments_lexer="ipython3", nbconvert_exporter="python")
+
+# %% ../nbs/51_notebooks.ipynb #cell-024
 PRELOAD = (
     "torch", "torch.nn.functional", "transformers", "transformers.models.xlm_roberta.modeling_xlm_roberta", "tokenizers",
     "safetensors.torch", "datasets", "pandas", "pyarrow.parquet", "scipy.stats", "statsmodels.api", "statsmodels.formula.api",
@@ -337,7 +237,7 @@ def warm_up(preload: tuple[str, ...] = PRELOAD):
         forkserver.set_forkserver_preload([m for m in preload if importlib.util.find_spec(m.split(".")[0])])
         forkserver.ensure_running()
 
-# %% ../nbs/51_notebooks.ipynb #cell-034
+# %% ../nbs/51_notebooks.ipynb #cell-027
 def _leash():
     "This process ends when its parent ends, even by `kill -9`: a thread watches a pipe that only the parent holds open."
     with contextlib.suppress(OSError, AttributeError):
@@ -353,7 +253,7 @@ def _leash():
 
 
 def _limits(threads: int, memory: int | None):
-    "Threads for arithmetic and the most bytes of data, which then fail as a `MemoryError` in their cell."
+    "Threads for arithmetic, and the most bytes of data beside what a child starts with: more fails as a `MemoryError` in its cell."
     os.environ.update(dict.fromkeys((*_ONE, "RAYON_NUM_THREADS"), str(threads)))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if "torch" in sys.modules:
@@ -363,11 +263,11 @@ def _limits(threads: int, memory: int | None):
     if memory:
         import resource
 
-        resource.setrlimit(resource.RLIMIT_DATA, (memory, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+        resource.setrlimit(resource.RLIMIT_DATA, (memory + data_of_this(), resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
 def _child(pipe, job: dict):
-    "One notebook, one message back: {'seconds': …} or {'error': class, 'text': …, and the cell where there is one}."
+    "One notebook; what comes back in the end: {'seconds': …} or {'error': class, 'text': …, and the cell where there is one}."
     global _inside_child, _log
     _inside_child, _log = True, Path(job["log"])
     _leash()
@@ -377,11 +277,11 @@ def _child(pipe, job: dict):
         faulthandler.enable(log)
         os.environ.update(job["env"])
         _limits(job["threads"], job["memory"])
-        pipe.send(_execute(job))
+        pipe.send(_tell(job, pipe) if "notebook" in job else _execute(job))
         pipe.close()
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
 
-# %% ../nbs/51_notebooks.ipynb #cell-035
+# %% ../nbs/51_notebooks.ipynb #cell-028
 def _execute(job: dict) -> dict:
     warm, start = "torch" in sys.modules, time.monotonic()
     try:
@@ -403,7 +303,7 @@ def _execute(job: dict) -> dict:
     except BaseException as e:
         return {"error": "NotebookError", "text": f"{type(e).__name__}: {e}"}
 
-# %% ../nbs/51_notebooks.ipynb #cell-037
+# %% ../nbs/51_notebooks.ipynb #cell-030
 class NotebookError(RunError):
     "A notebook did not finish."
 
@@ -440,7 +340,7 @@ def stop_notebooks(folder: str = ""):
         if getattr(process, "output", "").startswith(folder):
             _stop(process)
 
-# %% ../nbs/51_notebooks.ipynb #cell-039
+# %% ../nbs/51_notebooks.ipynb #cell-032
 def _start(job: dict, warm: bool):
     from xstudy.notebooks import _child  # by its name in the package: what the child will import
 
@@ -461,17 +361,48 @@ def _start(job: dict, warm: bool):
     return process, receive
 
 
-def _wait(process, receive, timeout: float | None):
-    "The child's message, None when it died without one, 'timeout' when the clock was faster."
-    ready = connection.wait([receive, process.sentinel], timeout)
-    if not ready:
-        return "timeout"
-    try:
-        return receive.recv() if receive.poll() else None
-    except (EOFError, OSError):
-        return None
+class _Deadline:
+    "When a child must be done: with the notebook, and with its cell."
 
-# %% ../nbs/51_notebooks.ipynb #cell-041
+    def __init__(self, job: dict):
+        self.whole, self.cell, self.ends = job["timeout"], job.get("cell_timeout"), {}
+        self.begin("whole")
+
+    def begin(self, what: str):
+        if (limit := getattr(self, what)) is not None:
+            self.ends[what] = time.monotonic() + limit
+
+    def left(self) -> float | None:
+        return max(0.0, min(self.ends.values()) - time.monotonic()) if self.ends else None
+
+    def said(self) -> str:
+        what = min(self.ends, key=self.ends.get)
+        return f"stopped after its limit of {getattr(self, what):g} s{' a cell' if what == 'cell' else ''}."
+
+
+def _wait(process, receive, job: dict, hear=None):
+    "The child's last message, None when it died without one, a sentence when it went over a limit. `hear` is told the others, and None every half second."
+    deadline, memory = _Deadline(job), job["memory"]
+    while True:
+        left = deadline.left()
+        pauses = [x for x in (left, 0.2 if memory else None, 0.5 if hear else None) if x is not None]
+        if connection.wait([receive, process.sentinel], min(pauses) if pauses else None):
+            try:
+                message = receive.recv() if receive.poll() else None
+            except (EOFError, OSError):
+                return None
+            if not isinstance(message, tuple):
+                return message
+            deadline.begin("cell") if message[0] == "start" else None
+            hear(*message)
+        elif deadline.left() == 0:
+            return deadline.said()
+        elif memory and (size := held(process.pid)) > memory:
+            return f"out of memory: it held {size / GB:.2g} GB, and its limit is {memory / GB:.2g} GB."
+        elif hear:
+            hear(None)
+
+# %% ../nbs/51_notebooks.ipynb #cell-034
 def _end(process, receive, patience: float) -> int | None:
     "Waits for a child's end, ends it when it does not come, and gives its exit code."
     connection.wait([process.sentinel], patience)
@@ -493,31 +424,45 @@ def _where(output: str) -> int | None:
     status = [c["metadata"].get("papermill", {}).get("status") for c in cells]
     return status.index("running") if "running" in status else None
 
-# %% ../nbs/51_notebooks.ipynb #cell-042
-_SIGNALS = {
-    -signal.SIGSEGV: "crashed (SIGSEGV)",
-    -signal.SIGABRT: "aborted (SIGABRT)",
-    -signal.SIGTERM: "ended (SIGTERM)",
-    -getattr(signal, "SIGKILL", 9): "killed (SIGKILL), most often for want of memory",
-}
+# %% ../nbs/51_notebooks.ipynb #cell-035
+_SIGNALS = {-signal.SIGSEGV: "crashed (SIGSEGV)", -signal.SIGABRT: "aborted (SIGABRT)", -signal.SIGTERM: "ended (SIGTERM)"}
+
+
+def _death(job: dict, code: int | None, log: str) -> str:
+    "Why a process died without a word."
+    last = (log.strip().splitlines() or [""])[0][:160]
+    if code == -getattr(signal, "SIGKILL", 9):
+        return f"{killed(job.get('kills'), oom_kills())}."
+    how = _SIGNALS.get(code, f"its process ended with code {code}") + (f": {last}" if last else "")
+    return f"{said_of_memory(how, job.get('memory')) or how}."
 
 
 def _said(job: dict, message, code: int | None, log: str) -> Exception:
     "The error for a notebook that did not finish."
     name, output = Path(job["input"]).name, job["output"]
-    if message == "timeout":
-        return NotebookError(name, f"stopped after its limit of {job['timeout']:g} s.", _where(output), output=output)
-    if message is None:
-        last = (log.strip().splitlines() or [""])[0][:160]
-        reason = _SIGNALS.get(code, f"its process ended with code {code}") + (f": {last}" if last else "") + "."
-        return NotebookError(name, reason, _where(output), lost=True, output=output)
+    if message is None or isinstance(message, str):
+        return NotebookError(name, message or _death(job, code, log), _where(output), lost=message is None, output=output)
     if message["error"] != "NotebookError":
         known = getattr(xstudy.core, message["error"])
         return known(message["text"]) if message["error"] != "DataError" else RunError(message["text"])
     cell = message.get("cell") or {}
-    return NotebookError(name, f"{(cell.get('last') or message['text']).rstrip('.')}.", cell.get("index"), output=output)
+    last = (cell.get("last") or message["text"]).rstrip(".")
+    return NotebookError(name, f"{said_of_memory(last, job.get('memory')) or last}.", cell.get("index"), output=output)
 
-# %% ../nbs/51_notebooks.ipynb #cell-044
+# %% ../nbs/51_notebooks.ipynb #cell-037
+def _watch(job: dict, warm: bool, hear=None):
+    "(last message or None or a sentence, exit code) of a child that runs `job`; it is ended with us."
+    process, receive = _start(job, warm)
+    process.output = job["output"]
+    _running.add(process)
+    try:
+        message = _wait(process, receive, job, hear)
+        return message, _end(process, receive, patience=0 if isinstance(message, str) else 5)
+    except BaseException:
+        _end(process, receive, patience=0)
+        raise
+
+# %% ../nbs/51_notebooks.ipynb #cell-038
 def run_notebook(
     path: str | Path,  # the notebook; it is not changed
     out_path: str | Path,  # where the executed copy goes, saved as it goes along
@@ -535,23 +480,48 @@ def run_notebook(
         out.parent.mkdir(parents=True, exist_ok=True)
     log = out.with_suffix(".log")
     job = dict(input=str(Path(path).absolute()), output=str(out), parameters=parameters, threads=threads, timeout=timeout, memory=memory)
-    job |= dict(env=dict(env or {}), cwd=str(Path(cwd or os.getcwd()).absolute()), log=str(log))
-    process, receive = _start(job, can_fork() if warm is None else warm)
-    process.output = str(out)
-    _running.add(process)
-    try:
-        message = _wait(process, receive, timeout)
-        code = _end(process, receive, patience=0 if message == "timeout" else 5)
-    except BaseException:
-        _end(process, receive, patience=0)
-        raise
+    job |= dict(env=dict(env or {}), cwd=str(Path(cwd or os.getcwd()).absolute()), log=str(log), kills=oom_kills())
+    message, code = _watch(job, can_fork() if warm is None else warm)
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     if isinstance(message, dict) and "error" not in message:
         log.unlink(missing_ok=True)
         return {"seconds": message["seconds"], "warm": message["warm"], "output": str(out)}
     raise _said(job, message, code, text)
 
-# %% ../nbs/51_notebooks.ipynb #cell-054
+# %% ../nbs/51_notebooks.ipynb #cell-048
+def _tell(job: dict, pipe) -> dict:
+    import nbformat
+
+    sys.path.insert(0, "")
+    os.chdir(job["cwd"])
+    _run_cells(Teller(nbformat.reads(job["notebook"], as_version=4), pipe))
+    return {"seconds": 0.0}
+
+# %% ../nbs/51_notebooks.ipynb #cell-049
+def _warm_here() -> bool:
+    "Whether this process has started its warm process."
+    from multiprocessing import forkserver
+
+    return can_fork() and forkserver._forkserver._forkserver_pid is not None
+
+
+def _run_apart(nb_man, timeout: float | None = None, memory: int | None = None, execution_timeout: float | None = None, **_):
+    "Runs the cells of papermill's notebook in a child, within limits; those not given are read from the environment."
+    import nbformat
+
+    given = read_limits(os.environ)
+    _name_language(nb_man.nb)
+    with tempfile.TemporaryDirectory(prefix="xstudy-") as folder:
+        log, record = Path(folder) / "log", Record(nb_man, Path(folder) / "progress.json")
+        name = nb_man.nb.metadata.papermill.get("input_path") or "notebook"
+        job = dict(input=name, notebook=nbformat.writes(nb_man.nb), cwd=os.getcwd(), log=str(log), env={"XSTUDY_PROGRESS": str(record.progress)}, kills=oom_kills())
+        job |= dict(timeout=timeout or given.timeout, cell_timeout=execution_timeout, memory=memory or given.memory, threads=int(os.environ.get("OMP_NUM_THREADS") or 1))
+        message, code = _watch(job, _warm_here(), record)
+        if not isinstance(message, dict):
+            text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+            record.died(message or _death(job, code, text))
+
+# %% ../nbs/51_notebooks.ipynb #cell-057
 def _finite(obj):
     if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
         obj = dataclasses.asdict(obj)
@@ -579,7 +549,7 @@ def _write(obj, name: str, folder: Path) -> list[str]:
     (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     return [f"{name}.json"]
 
-# %% ../nbs/51_notebooks.ipynb #cell-056
+# %% ../nbs/51_notebooks.ipynb #cell-059
 def emit(
     folder: str | Path,  # the run's folder; "" emits nothing, for a reader who only looks
     name: str,  # 'result', or the name of a table or figure
