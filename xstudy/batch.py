@@ -327,6 +327,7 @@ def run_graph(
             show.line(f"[{len(run.summary.skipped)}/{len(jobs)}] finished before")
         if "waiting" in run.status.values():
             store.check()
+            getattr(executor, "check", lambda _: None)([jobs[n] for n, s in run.status.items() if s == "waiting"])
         executor = executor or stack.enter_context(WarmExecutor(workers))
         run.submit = lambda job: executor.submit(run_job, job, store.address, str(folder), timeout, memory, os.getcwd())
         while any(s in ("waiting", "running") for s in run.status.values()):

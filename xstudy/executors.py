@@ -8,7 +8,7 @@ __all__ = ['LOST', 'KINDS', 'OURS', 'FREE', 'code_digest_here', 'work', 'DaskExe
 
 # %% ../nbs/52_executors.ipynb #cell-002
 import concurrent.futures as futures
-import contextlib, importlib.util, inspect, multiprocessing, shutil, sys
+import contextlib, importlib.util, inspect, multiprocessing, shutil, sys, time
 from pathlib import Path
 
 import yaml
@@ -71,18 +71,21 @@ class DaskExecutor(futures.Executor):
         self.offers = set.intersection(*(set(w["resources"]) for w in there)) if offers is None and there else offers or set()
         self.code, self.by_need = code_digest_here(), {}
 
+    def check(self, jobs: list):
+        "`SettingsError` for a job that no worker could run."
+        if "GPU" not in self.offers and (job := next((j for j in jobs if j.gpus), None)):
+            raise SettingsError(f"Job {job.name!r} needs a GPU and no worker offers one: start workers with --resources GPU=1, or set gpus in the cluster's file.")
+
     def submit(self, fn, job, root: str, folder: str, *more) -> futures.Future:
         "Runs a job on some worker; gives what `fn` gives."
         need, out, self.folder = {"threads": job.threads, "GPU": job.gpus}, futures.Future(), folder
-        need = {k: v for k, v in need.items() if v and (k in self.offers or k == "GPU")}
+        need = {k: v for k, v in need.items() if v and k in self.offers}
         try:
-            if job.gpus and "GPU" not in self.offers:
-                raise SettingsError(f"Job {job.name!r} needs a GPU and no worker offers one: start workers with --resources GPU=1, or set gpus in the cluster's file.")
             executor = self.by_need.setdefault(str(need), self.client.get_executor(pure=False, resources=need))
             inner = executor.submit(work, self.code, fn, job, root, folder, *more)
             inner.add_done_callback(lambda f: _hand_over(f, out, job, Path(folder)))
         except Exception as e:
-            out.set_exception(e if isinstance(e, XstudyError) else _lost(e, job))
+            out.set_exception(_lost(e, job))
         return out
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False):
@@ -220,33 +223,57 @@ def filled_in(kind: str, ours: dict, options: dict) -> tuple[dict, dict, int]:
     given["scheduler_options"] = {"dashboard_address": ":0"} | (given.get("scheduler_options") or {})
     return given, offers, size
 
-# %% ../nbs/52_executors.ipynb #cell-018
+# %% ../nbs/52_executors.ipynb #cell-019
+def _answered(cls, answers: list):
+    "The class of a queue's cluster, whose jobs note what the queue answered to each: '' or its complaint."
+    from distributed.deploy.spec import ProcessInterface
+
+    class Asked(cls.job_cls):
+        async def start(self):
+            try:
+                await super().start()
+                answers.append("")
+            except Exception as e:
+                answers.append(" ".join(str(e).split("stderr:")[-1].split())[:200] or type(e).__name__)
+                if "" in answers:
+                    raise  # Dask asks again
+                await ProcessInterface.start(self)  # the first: nothing runs, and `_ask_queue` says why
+
+    return type(cls.__name__, (cls,), {"job_cls": Asked})
+
+
+def _ask_queue(cluster, jobs: int, answers: list, patience: float = 60.0):
+    cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)  # asks again for one that was lost or came to its walltime
+    end = time.monotonic() + patience
+    while not answers and time.monotonic() < end:
+        time.sleep(0.1)
+    if "" not in answers:
+        raise RuntimeError(answers[0] if answers else f"the queue gave no answer in {patience:g} s")
+
+# %% ../nbs/52_executors.ipynb #cell-020
 def start_cluster(path: str | Path, workers: int = 0) -> DaskExecutor:
     "Asks for the cluster of a YAML file; `SettingsError` when it cannot be had."
     cls, ours, options = read_cluster(path)
-    kind = ours["kind"]
-    command = getattr(getattr(cls, "job_cls", None), "submit_command", "").split()
-    if command and not shutil.which(command[0]):
-        raise SettingsError(f"{path}: there is no {command[0]} on this machine: start the run where jobs of {kind} can be submitted.")
+    kind, queue, answers = ours["kind"], hasattr(cls, "job_cls"), []
+    command = cls.job_cls.submit_command.split()[0] if queue else ""
+    if command and not shutil.which(command):
+        raise SettingsError(f"{path}: there is no {command} on this machine: start the run where jobs of {kind} can be submitted.")
     given, offers, size = filled_in(kind, ours, options)
     jobs = ours.get("jobs") or max(1, -(-(workers or cores()) // size))
-    import dask
-
+    dask = _package("dask", "dask clusters")
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set({"distributed.worker.daemon": False}))
         try:
-            cluster = stack.enter_context(cls(n_workers=jobs if kind in ("local", "kubernetes") else 0, **given))
-            if kind not in ("local", "kubernetes"):
-                cluster.scale(jobs=jobs)
+            cluster = stack.enter_context(_answered(cls, answers)(**given) if queue else cls(n_workers=jobs, **given))
+            if queue:
+                _ask_queue(cluster, jobs, answers)
             client = _client(cluster, stack)
-        except XstudyError:
-            raise
         except Exception as e:
-            raise SettingsError(f"{path}: the {kind} cluster cannot be had ({' '.join(str(e).split())[:200] or type(e).__name__}).") from e
+            raise SettingsError(f"{path}: the {kind} cluster cannot be had ({' '.join(str(e).split())[:240] or type(e).__name__}).") from e
         print(f"{jobs} jobs asked of {kind}; the run begins as soon as one is there", file=sys.stderr, flush=True)
         return DaskExecutor(client, jobs * size, set(offers), stack.pop_all())
 
-
+# %% ../nbs/52_executors.ipynb #cell-021
 def executor_for(
     cluster: str = "",  # "" or "local": here; the address of a Dask scheduler; or a YAML file
     workers: int = 0,  # notebooks at once here, or as many as a queue is asked for; 0: the cores that this process may use

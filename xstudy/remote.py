@@ -132,6 +132,10 @@ class _Mirror(Store):
         with remote_guard(self.address, writing=True):
             return getattr(self.fs, what)(*args, **more)
 
+# %% ../nbs/01_remote.ipynb #cell-012
+class _Leased(_Mirror):
+    "One holder of a key at a time, over all machines."
+
     @contextlib.contextmanager
     def lock(self, key: str, wait: bool = True):
         "Holds `key` for the length of a `with` block, over all machines."
@@ -154,8 +158,8 @@ class _Mirror(Store):
                 _held.discard(me)
                 lease.release()
 
-# %% ../nbs/01_remote.ipynb #cell-012
-class _Looking(_Mirror):
+# %% ../nbs/01_remote.ipynb #cell-013
+class _Looking(_Leased):
     "Tells what is at the address."
 
     def _look(self, key: str) -> tuple[bytes | None, dict, str]:
@@ -198,7 +202,7 @@ class _Looking(_Mirror):
 def _sums(body: dict) -> str:
     return sha256(canonical(body["files"]))[:16]
 
-# %% ../nbs/01_remote.ipynb #cell-014
+# %% ../nbs/01_remote.ipynb #cell-015
 class _Moving(_Looking):
     "Moves artefacts between the cache and the address."
 
@@ -206,7 +210,7 @@ class _Moving(_Looking):
         "Gets an artefact into the cache; one whose bytes are wrong twice is set aside."
         if not self._whole(key):
             return False
-        with super(_Mirror, self).lock(key):  # once a machine
+        with super(_Leased, self).lock(key):  # once a machine
             if super().has(key):
                 return True
             for _ in range(2):
@@ -231,7 +235,7 @@ class _Moving(_Looking):
         found = problem(place)
         return found and found.replace(place.name, key, 1)
 
-# %% ../nbs/01_remote.ipynb #cell-015
+# %% ../nbs/01_remote.ipynb #cell-016
 class _Publishing(_Moving):
     "Brings what lies in the cache to the address, and back."
 
@@ -270,7 +274,7 @@ class _Publishing(_Moving):
         self._here(key)
         return super().path(key)
 
-# %% ../nbs/01_remote.ipynb #cell-017
+# %% ../nbs/01_remote.ipynb #cell-018
 class _Tended(_Publishing):
     "Lists, checks and cleans."
 
@@ -305,7 +309,7 @@ class _Tended(_Publishing):
             out += [found] if found else []
         return out
 
-# %% ../nbs/01_remote.ipynb #cell-018
+# %% ../nbs/01_remote.ipynb #cell-019
 class RemoteStore(_Tended):
     "Content-addressed artefacts at an address, with a `Store` on this machine in front; see `Store` for what can be asked."
 
@@ -349,7 +353,7 @@ class RemoteStore(_Tended):
         name = str(value)[len(self.address) + 1 :]
         return super().share(name, self._ask("cat_file", f"{self.base}/{name}").decode())
 
-# %% ../nbs/01_remote.ipynb #cell-025
+# %% ../nbs/01_remote.ipynb #cell-026
 @contextlib.contextmanager
 def output_folder(
     place: str | Path,  # a path, or an address such as s3://bucket/reports/lab-quick
@@ -360,7 +364,7 @@ def output_folder(
         return
     fs, base = file_system(str(place))
     with tempfile.TemporaryDirectory(prefix="xstudy-") as scratch:
-        with remote_guard(str(place)):
+        with remote_guard(str(place), missing=False):
             for path in fs.find(base):
                 (here := Path(scratch) / path[len(base) + 1 :]).parent.mkdir(parents=True, exist_ok=True)
                 fs.get_file(path, str(here))

@@ -278,7 +278,55 @@ def read_table(path: str | Path, columns: list[str] | None = None):
         raise StoreError(f"{path} is not a readable table: {str(e).splitlines()[0]}") from e
 
 # %% ../nbs/01_store.ipynb #cell-034
-class Store(_Writer):
+class _Records(_Writer):
+    "Artefacts of one table or one record."
+
+    def put_table(self, key: str, table, meta: dict | None = None) -> Path:
+        "Files one DataFrame as table.parquet."
+        return self.put(key, lambda folder: write_table(table, folder / "table.parquet"), meta)
+
+    def table(self, key: str, columns: list[str] | None = None):
+        "The DataFrame that `put_table` filed."
+        return read_table(self.path(key) / "table.parquet", columns)
+
+    def put_json(self, key: str, obj, meta: dict | None = None) -> Path:
+        "Files one record as record.json, canonical."
+        return self.put(key, lambda folder: (folder / "record.json").write_text(canonical(obj), encoding="utf-8"), meta)
+
+    def json(self, key: str):
+        "The record that `put_json` filed."
+        return json.loads((self.path(key) / "record.json").read_text(encoding="utf-8"))
+
+
+class _Tended(_Records):
+    "Lists, checks and cleans."
+
+    def keys(self) -> list[str]:
+        "All keys, sorted; nothing is checked."
+        return _keys(self.root / "objects")
+
+    def ls(self) -> list[dict]:  # rows of key, kind, bytes, created, meta
+        "What is there, by key; a damaged artefact has kind 'damaged'."
+        return [_row(self.folder(key)) for key in _counted("manifests read", self.keys())]
+
+    def verify(self) -> list[str]:
+        "Reads every byte of every artefact; one sentence a problem."
+        return [found for key in _counted("artefacts checked", self.keys()) if (found := problem(self.folder(key)))]
+
+    def gc(self, keep: Iterable[str] | None = None) -> list[str]:
+        "Removes artefacts not in `keep` (None keeps all), dead writers' leftovers and what was set aside; gives what went."
+        keys = [] if keep is None else sorted(set(self.keys()) - set(keep))
+        return [key for key in _counted("artefacts removed", keys) if self._drop(key)] + _leftovers(self)
+
+    def _drop(self, key: str) -> bool:
+        with contextlib.suppress(TimeoutError, FileNotFoundError):  # somebody works on it, or another gc was faster
+            with self.lock(key, wait=False), self._temporary() as place:
+                os.rename(self.folder(key), place / key)
+                return True
+        return False
+
+# %% ../nbs/01_store.ipynb #cell-035
+class Store(_Tended):
     "Content-addressed artefacts in a folder, safe with many readers and writers; `Store('s3://bucket/study')` is a `RemoteStore`."
 
     def __new__(cls, root: str | Path, *more, **named):
@@ -310,47 +358,7 @@ class Store(_Writer):
         "The path on this machine of an address that `share` gave; any other value as it is."
         return value
 
-    def put_table(self, key: str, table, meta: dict | None = None) -> Path:
-        "Files one DataFrame as table.parquet."
-        return self.put(key, lambda folder: write_table(table, folder / "table.parquet"), meta)
-
-    def table(self, key: str, columns: list[str] | None = None):
-        "The DataFrame that `put_table` filed."
-        return read_table(self.path(key) / "table.parquet", columns)
-
-    def put_json(self, key: str, obj, meta: dict | None = None) -> Path:
-        "Files one record as record.json, canonical."
-        return self.put(key, lambda folder: (folder / "record.json").write_text(canonical(obj), encoding="utf-8"), meta)
-
-    def json(self, key: str):
-        "The record that `put_json` filed."
-        return json.loads((self.path(key) / "record.json").read_text(encoding="utf-8"))
-
-    def keys(self) -> list[str]:
-        "All keys, sorted; nothing is checked."
-        return _keys(self.root / "objects")
-
-    def ls(self) -> list[dict]:  # rows of key, kind, bytes, created, meta
-        "What is there, by key; a damaged artefact has kind 'damaged'."
-        return [_row(self.folder(key)) for key in _counted("manifests read", self.keys())]
-
-    def verify(self) -> list[str]:
-        "Reads every byte of every artefact; one sentence a problem."
-        return [found for key in _counted("artefacts checked", self.keys()) if (found := problem(self.folder(key)))]
-
-    def gc(self, keep: Iterable[str] | None = None) -> list[str]:
-        "Removes artefacts not in `keep` (None keeps all), dead writers' leftovers and what was set aside; gives what went."
-        keys = [] if keep is None else sorted(set(self.keys()) - set(keep))
-        return [key for key in _counted("artefacts removed", keys) if self._drop(key)] + _leftovers(self)
-
-    def _drop(self, key: str) -> bool:
-        with contextlib.suppress(TimeoutError, FileNotFoundError):  # somebody works on it, or another gc was faster
-            with self.lock(key, wait=False), self._temporary() as place:
-                os.rename(self.folder(key), place / key)
-                return True
-        return False
-
-# %% ../nbs/01_store.ipynb #cell-035
+# %% ../nbs/01_store.ipynb #cell-036
 def _counted(label: str, keys: list):
     progress = Progress(label, len(keys))
     for n, key in enumerate(keys, 1):
