@@ -8,7 +8,7 @@ __all__ = ['AUTO', 'head_maps', 'label_order', 'hub_model', 'read_model', 'goal_
            'not_defined']
 
 # %% ../nbs/44_asked.ipynb #cell-002
-import json, re
+import contextlib, json, re
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -18,6 +18,7 @@ import regex
 import transformers
 from torch import nn
 from transformers.activations import ACT2FN
+from transformers.utils import logging as hf_logging
 
 from .core import DataError, ModelError, SettingsError, nearest
 from .encoders import check_model_folder, load_encoder, looks_local
@@ -58,6 +59,16 @@ class _HubHead(nn.Module):
         return self.out(x if self.dense is None else self.act(self.dense(x))).float()
 
 
+@contextlib.contextmanager
+def _no_reports():
+    before = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(before)
+
+
 def label_order(
     said: list,  # labels as the model orders them
     card: Task,
@@ -76,13 +87,16 @@ def hub_model(
 ) -> tuple:  # (TaskModel, tokenizer)
     "A checkpoint of `transformers` as a `TaskModel`, its labels in the task's order; raises `ModelError` when it has no such head."
     family = head_of(card.family)
-    encoder, tokenizer = load_encoder(name)
+    with _no_reports():  # weights of a head that an encoder has not, or an encoder of its head, are said below
+        encoder, tokenizer = load_encoder(name)
     if family == "retrieval":
         return TaskModel(encoder, family).eval(), tokenizer
     dense, act, out = head_maps(family, encoder.config.model_type, encoder.base_model_prefix)
     kind = getattr(transformers, f"AutoModelFor{AUTO[family]}")
     try:
-        whole, info = kind.from_pretrained(str(Path(name).expanduser()) if looks_local(name) else name, trust_remote_code=False, use_safetensors=True, output_loading_info=True)
+        with _no_reports():
+            where = str(Path(name).expanduser()) if looks_local(name) else name
+            whole, info = kind.from_pretrained(where, trust_remote_code=False, use_safetensors=True, output_loading_info=True)
         parts = [whole.get_submodule(x) if x else None for x in (dense, out)]
     except (OSError, ValueError, AttributeError) as e:
         raise ModelError(f"{name} cannot be read as a model for {card.family}: {' '.join(str(e).split())[:160]}") from None
