@@ -8,6 +8,6 @@ s = config["DEFAULT"]
 setup(
     name=s["lib_name"], version=s["version"], description=s["description"], author=s["author"], license="Apache-2.0", url=s["git_url"],
     packages=[s["lib_name"]], package_data={s["lib_name"]: ["data/*", "data/*/*"]}, python_requires=">=" + s["min_python"],
-    install_requires=s["requirements"].split(), extras_require={"dev": s["dev_requirements"].split(), "minilm": s["minilm_requirements"].split()},
+    install_requires=s["requirements"].split(), extras_require={k.removesuffix("_requirements"): v.split() for k, v in s.items() if k.endswith("_requirements")},
     entry_points={"console_scripts": s["console_scripts"].split(), "papermill.engine": s["papermill_engines"].split()},
 )
