@@ -312,12 +312,14 @@ def test_dask_stopped_run_leaves_nothing_behind(make, tmp_path, cluster):
 def test_dask_workers_that_do_not_fit_are_refused(make, tmp_path, cluster):
     from dataclasses import replace
 
+    import dask
     from distributed import LocalCluster
 
     with executor_for(cluster.scheduler_address) as executor, pytest.raises(SettingsError, match="needs a GPU and no worker offers one"):
         run_graph([replace(make("a"), gpus=1)], Store(tmp_path / "store"), runs_folder=tmp_path / "runs", progress=False, executor=executor)
     assert not (tmp_path / "runs").exists()
-    with LocalCluster(n_workers=0, dashboard_address=None, silence_logs=50) as empty:
+    usual = dask.config.set({"distributed.worker.daemon": True})
+    with usual, LocalCluster(n_workers=0, dashboard_address=None, silence_logs=50) as empty:
         with pytest.raises(SettingsError, match="has no workers"):
             connect(empty.scheduler_address, 1.0)
         empty.scale(1)  # a worker as Dask starts it by itself
