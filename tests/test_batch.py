@@ -15,7 +15,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from xstudy.batch import Job, Lines, run_graph
-from xstudy.core import RunError, SettingsError
+from xstudy.core import RunError, SettingsError, StoreError
+from xstudy.executors import connect, executor_for
 from xstudy.notebooks import declared_parameters, read_notebook, run_notebook, tagged
 from xstudy.store import Store
 
@@ -248,3 +249,79 @@ def test_forked_and_cold_children_record_the_same(make, tmp_path):
         result = run_notebook(make("a").notebook, tmp_path / f"{warm}.ipynb", given, warm=warm)
         shown.append([(c.source.replace(str(warm), ""), c.get("execution_count")) for c in read_notebook(result["output"]).cells])
     assert shown[0] == shown[1]
+
+
+def test_a_store_that_cannot_be_written_is_refused_before_anything_runs(make, tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "tmp").write_text("no folder can be made here")
+    with pytest.raises(StoreError, match="cannot be written"):
+        run([make("a")], tmp_path)
+    assert not (tmp_path / "runs").exists()
+
+
+# Dask: two worker processes on loopback.
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    "A cluster of two workers of one thread."
+    import dask
+    from distributed import LocalCluster
+
+    with dask.config.set({"distributed.worker.daemon": False}):
+        with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50, resources={"threads": 1}) as c:
+            yield c
+
+
+def parent(pid) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[1])
+
+
+def test_dask_runs_a_graph_isolates_failures_and_replaces_a_killed_worker(make, tmp_path, cluster):
+    jobs = [make("a"), make("long", "a", sleep=3.0), make("bad", "a", mood="bad"), make("c", "bad"), make("d", "long")]
+    killed = []
+
+    class Watch(Lines):
+        def tick(self, done, total, running, left):
+            if not killed and (trace := list(tmp_path.glob("trace.sum-long.*"))):
+                child = trace[0].name.rsplit(".", 1)[1]
+                killed.append(parent(parent(child)))  # of the fork server: the worker
+                os.kill(killed[0], signal.SIGKILL)
+
+    with executor_for(cluster.scheduler_address) as executor:
+        assert executor.workers == 2 and executor.offers == {"threads"}
+        end = run_graph(jobs, Store(tmp_path / "store"), runs_folder=tmp_path / "runs", progress=Watch(), executor=executor)
+    assert set(end.done) == {"a", "long", "d"} and end.blocked == {"c": ["bad"]} and [f.job for f in end.failed] == ["bad"]
+    assert "ValueError: a bad day" in end.failed[0].error and end.failed[0].cell == 3 and "papermill --engine xstudy" in end.failed[0].command
+    assert len(list(tmp_path.glob("trace.sum-long.*"))) == 2, "the lost worker's notebook was given to another"
+    assert len([r for r in ran(tmp_path) if r[0] == "sum-long"]) == 1 and (tmp_path / "runs" / "d.ipynb").exists()
+
+
+def test_dask_stopped_run_leaves_nothing_behind(make, tmp_path, cluster):
+    class Stop(Lines):
+        def tick(self, *_):
+            if list(tmp_path.glob("trace.sum-slow.*")):
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), executor_for(cluster.scheduler_address) as executor:
+        run_graph([make("slow", sleep=60.0)], Store(tmp_path / "store"), runs_folder=tmp_path / "runs", progress=Stop(), executor=executor)
+    wait_for(lambda: not alive(tmp_path), 5)
+    assert Store(tmp_path / "store").keys() == []
+
+
+def test_dask_workers_that_do_not_fit_are_refused(make, tmp_path, cluster):
+    from dataclasses import replace
+
+    import dask
+    from distributed import LocalCluster
+
+    with executor_for(cluster.scheduler_address) as executor, pytest.raises(SettingsError, match="needs a GPU and no worker offers one"):
+        run_graph([replace(make("a"), gpus=1)], Store(tmp_path / "store"), runs_folder=tmp_path / "runs", progress=False, executor=executor)
+    assert not (tmp_path / "runs").exists()
+    usual = dask.config.set({"distributed.worker.daemon": True})
+    with usual, LocalCluster(n_workers=0, dashboard_address=None, silence_logs=50) as empty:
+        with pytest.raises(SettingsError, match="has no workers"):
+            connect(empty.scheduler_address, 1.0)
+        empty.scale(1)  # a worker as Dask starts it by itself
+        with pytest.raises(SettingsError, match="DASK_DISTRIBUTED__WORKER__DAEMON=False"):
+            connect(empty.scheduler_address, 60.0)
