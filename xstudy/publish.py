@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from .claims import verdicts
-from .core import plain, versions
+from .core import plain, sha256, versions
 from .arms import all_arms, main_measures, power
 from .design import ASKED, QUESTIONS, Profile
 from .report import build_report
@@ -190,8 +190,9 @@ def gather(study: Study, folder: Path) -> dict:
 def publish(study: Study, folder: str | Path, command: str, seconds: dict[str, float] | None = None, today: str = "") -> dict[str, Path]:
     "Copies the results into `folder`, writes run.json and builds the report; returns the paths of 'markdown', 'html' and 'pdf'."
     folder = Path(folder)
-    gather(study, folder)
-    record = run_record(study, folder, command, seconds or {}, today or date.today().isoformat())
-    (folder / "run.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    emit(folder, "stages", stages_of(record))
-    return build_report(folder, context_of(study, folder, record))
+    with study.store.lock(f"report-{sha256(str(folder.absolute()))[:16]}"):  # two runs may end at once
+        gather(study, folder)
+        record = run_record(study, folder, command, seconds or {}, today or date.today().isoformat())
+        (folder / "run.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        emit(folder, "stages", stages_of(record))
+        return build_report(folder, context_of(study, folder, record))

@@ -81,10 +81,7 @@ def scheduler(t: Trial):
     run = study(t.place)
     t.need(t.strike(run), "missed")
     os.kill(run.pid, 9) if not run.ended() else None
-    end = time.monotonic() + 20
-    while run.members() and time.monotonic() < end:
-        time.sleep(0.02)
-    t.need(not run.members(), "processes went on after their scheduler was killed")
+    t.need(run.alone(), "processes went on after their scheduler was killed")
     run.kill()
     t.finish(filed(t.place))
 
@@ -213,7 +210,7 @@ def _small(t: Trial, ways: tuple, words: str, **limits):
     last = graph(t.place, job, after, "last.log", **limits)
     t.need(last.wait() == 0, f"the last run: {' '.join(last.said().split())[-300:]}")
     t.need(all(filed(t.place).get(p) == s for p, s in kept.items()), "finished tables were lost or made again")
-    t.need(not [p for r in (run, last) for p in r.members()], "processes were left behind")
+    t.need(run.alone() and last.alone(), "processes were left behind")
 
 
 FAULTS = dict(worker=worker, scheduler=scheduler, whole=whole, damage=damage, two=two, disk=disk, clock=clock, hang=hang, memory=memory)
