@@ -135,7 +135,7 @@ def start(jobs, tmp_path):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
 
 
-def wait_for(condition, seconds=40):
+def wait_for(condition, seconds=120):
     end = time.time() + seconds
     while not condition():
         assert time.time() < end, "waited too long"
@@ -172,7 +172,7 @@ def test_stopped_run_leaves_nothing_behind_and_resumes(make, tmp_path, how):
 
 def test_two_runs_at_once_share_the_work(make, tmp_path):
     jobs = [make("a", sleep=0.5), make("b", "a", sleep=0.5), make("c", "a", sleep=0.5), make("d", "b", "c", sleep=0.5)]
-    ends = [p.communicate(timeout=60) + (p.returncode,) for p in [start(jobs, tmp_path), start(jobs, tmp_path)]]
+    ends = [p.communicate(timeout=240) + (p.returncode,) for p in [start(jobs, tmp_path), start(jobs, tmp_path)]]
     assert [e[2] for e in ends] == [0, 0], ends
     assert sorted(k for k, *_ in ran(tmp_path)) == ["sum-a", "sum-b", "sum-c", "sum-d"], "every job ran once over both"
 

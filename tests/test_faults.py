@@ -16,7 +16,7 @@ NAMES = ("worker", "scheduler", "whole", "damage", "two", "disk", "clock", "hang
 @pytest.fixture(scope="module")
 def trials():
     "One trial of every fault, all in one process that imports once."
-    done = subprocess.run([sys.executable, FAULTS, "--times", "1", "--seed", "1", "--json", "--plain-clock"], capture_output=True, text=True, timeout=900)
+    done = subprocess.run([sys.executable, FAULTS, "--times", "1", "--seed", "1", "--json", "--plain-clock", "--late"], capture_output=True, text=True, timeout=900)
     assert done.stdout, done.stderr[-3000:]
     return {t["fault"]: t for t in json.loads(done.stdout)["trials"]}
 

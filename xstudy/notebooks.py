@@ -379,7 +379,7 @@ class _Deadline:
         what = min(self.ends, key=self.ends.get)
         return f"stopped after its limit of {getattr(self, what):g} s{' a cell' if what == 'cell' else ''}."
 
-
+# %% ../nbs/51_notebooks.ipynb #cell-033
 def _wait(process, receive, job: dict, hear=None):
     "The child's last message, None when it died without one, a sentence when it went over a limit. `hear` is told the others, and None every half second."
     deadline, memory = _Deadline(job), job["memory"]
@@ -402,7 +402,7 @@ def _wait(process, receive, job: dict, hear=None):
         elif hear:
             hear(None)
 
-# %% ../nbs/51_notebooks.ipynb #cell-034
+# %% ../nbs/51_notebooks.ipynb #cell-035
 def _end(process, receive, patience: float) -> int | None:
     "Waits for a child's end, ends it when it does not come, and gives its exit code."
     connection.wait([process.sentinel], patience)
@@ -424,7 +424,7 @@ def _where(output: str) -> int | None:
     status = [c["metadata"].get("papermill", {}).get("status") for c in cells]
     return status.index("running") if "running" in status else None
 
-# %% ../nbs/51_notebooks.ipynb #cell-035
+# %% ../nbs/51_notebooks.ipynb #cell-036
 _SIGNALS = {-signal.SIGSEGV: "crashed (SIGSEGV)", -signal.SIGABRT: "aborted (SIGABRT)", -signal.SIGTERM: "ended (SIGTERM)"}
 
 
@@ -449,7 +449,7 @@ def _said(job: dict, message, code: int | None, log: str) -> Exception:
     last = (cell.get("last") or message["text"]).rstrip(".")
     return NotebookError(name, f"{said_of_memory(last, job.get('memory')) or last}.", cell.get("index"), output=output)
 
-# %% ../nbs/51_notebooks.ipynb #cell-037
+# %% ../nbs/51_notebooks.ipynb #cell-038
 def _watch(job: dict, warm: bool, hear=None):
     "(last message or None or a sentence, exit code) of a child that runs `job`; it is ended with us."
     process, receive = _start(job, warm)
@@ -462,7 +462,7 @@ def _watch(job: dict, warm: bool, hear=None):
         _end(process, receive, patience=0)
         raise
 
-# %% ../nbs/51_notebooks.ipynb #cell-038
+# %% ../nbs/51_notebooks.ipynb #cell-039
 def run_notebook(
     path: str | Path,  # the notebook; it is not changed
     out_path: str | Path,  # where the executed copy goes, saved as it goes along
@@ -488,7 +488,7 @@ def run_notebook(
         return {"seconds": message["seconds"], "warm": message["warm"], "output": str(out)}
     raise _said(job, message, code, text)
 
-# %% ../nbs/51_notebooks.ipynb #cell-048
+# %% ../nbs/51_notebooks.ipynb #cell-049
 def _tell(job: dict, pipe) -> dict:
     import nbformat
 
@@ -497,7 +497,7 @@ def _tell(job: dict, pipe) -> dict:
     _run_cells(Teller(nbformat.reads(job["notebook"], as_version=4), pipe))
     return {"seconds": 0.0}
 
-# %% ../nbs/51_notebooks.ipynb #cell-049
+# %% ../nbs/51_notebooks.ipynb #cell-050
 def _warm_here() -> bool:
     "Whether this process has started its warm process."
     from multiprocessing import forkserver
@@ -521,7 +521,7 @@ def _run_apart(nb_man, timeout: float | None = None, memory: int | None = None, 
             text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
             record.died(message or _death(job, code, text))
 
-# %% ../nbs/51_notebooks.ipynb #cell-057
+# %% ../nbs/51_notebooks.ipynb #cell-058
 def _finite(obj):
     if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
         obj = dataclasses.asdict(obj)
@@ -549,7 +549,7 @@ def _write(obj, name: str, folder: Path) -> list[str]:
     (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     return [f"{name}.json"]
 
-# %% ../nbs/51_notebooks.ipynb #cell-059
+# %% ../nbs/51_notebooks.ipynb #cell-060
 def emit(
     folder: str | Path,  # the run's folder; "" emits nothing, for a reader who only looks
     name: str,  # 'result', or the name of a table or figure

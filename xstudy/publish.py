@@ -15,6 +15,7 @@ import pandas as pd
 
 from .claims import verdicts
 from .arms import main_measures, power
+from .core import sha256
 from .design import ASKED, QUESTIONS, Profile
 from .report import build_report
 from .notebooks import emit
@@ -158,10 +159,11 @@ def publish(
 ) -> dict[str, Path]:
     "Copies the results into `folder`, writes run.json, the report and the crate; returns the paths of 'markdown', 'html' and 'pdf'."
     folder = Path(folder)
-    gather(study, folder)
-    record = run_record(study, folder, command, seconds or {}, today or date.today().isoformat(), started)
-    (folder / "run.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    emit(folder, "stages", stages_of(record))
-    paths = build_report(folder, context_of(study, folder, record))
-    write_crate(folder, record)
-    return paths
+    with study.store.lock(f"report-{sha256(str(folder.absolute()))[:16]}"):  # two runs may end at once
+        gather(study, folder)
+        record = run_record(study, folder, command, seconds or {}, today or date.today().isoformat(), started)
+        (folder / "run.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        emit(folder, "stages", stages_of(record))
+        paths = build_report(folder, context_of(study, folder, record))
+        write_crate(folder, record)
+        return paths

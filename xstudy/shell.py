@@ -55,7 +55,7 @@ class _Outputs:
             shown = self.add(kind, **fields, **more)
             self.displays.setdefault(display_id, []).append(shown)
 
-
+# %% ../nbs/51_shell.ipynb #cell-005
 class _Stream(io.TextIOBase):
     "Standard output or error of a cell."
 
@@ -74,7 +74,7 @@ class _Stream(io.TextIOBase):
     def fileno(self):
         return self.number
 
-# %% ../nbs/51_shell.ipynb #cell-007
+# %% ../nbs/51_shell.ipynb #cell-008
 class _Result(DisplayHook):
     def write_output_prompt(self):
         pass
@@ -126,7 +126,7 @@ def new_shell() -> _Shell:
         shell.run_line_magic("matplotlib", "inline")
     return shell
 
-# %% ../nbs/51_shell.ipynb #cell-011
+# %% ../nbs/51_shell.ipynb #cell-012
 class Teller:
     "What papermill's record of a run is to the child: it sends everything to the parent, outputs of a running cell at most once a second."
 
@@ -152,7 +152,7 @@ class Teller:
     def cell_complete(self, cell, cell_index):
         self.pipe.send(("end", cell_index, *self._outputs(), self.failed))
 
-# %% ../nbs/51_shell.ipynb #cell-013
+# %% ../nbs/51_shell.ipynb #cell-014
 class Record:
     "Keeps papermill's record up to date with what the child tells."
 

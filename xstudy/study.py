@@ -9,7 +9,7 @@ __all__ = ['DATA', 'BY_SOURCE', 'MODULES', 'Filed', 'Study', 'default_store', 'o
            'part_key', 'predict_part', 'predictions', 'examples', 'model_key', 'arm_key', 'finish_arm']
 
 # %% ../nbs/53_study.ipynb #cell-002
-import json, os
+import json, os, sys
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from importlib.metadata import version
@@ -25,7 +25,7 @@ from .distil import TransplantSettings, transplant_folder
 from .encoders import load_encoder, save_encoder
 from .files import folders_named
 from .heads import Predictor, load_classifier, save_classifier
-from .loop import threads
+from .loop import load_checkpoint, threads
 from .perturb import HOMES, Edit, apply_edits, perturbation
 from .pretrain import PretrainSettings, pretrain
 from .sources import source
@@ -196,10 +196,21 @@ def make_encoder(study: Study, name: str = "") -> Path:
     def fill(folder: Path):
         checkpoint = study.store.root / "checkpoints" / f"{key}.safetensors"
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        _set_aside_damaged(checkpoint)
         losses = _phase_one(study.reads(name), phase_one(study, name), folder, checkpoint)
         pd.DataFrame({"step": range(len(losses)), "loss": losses}).to_csv(folder / "losses.csv", index=False)
 
     return study.store.get_or_make(key, fill, {"kind": "encoder", "profile": study.profile.name})
+
+
+def _set_aside_damaged(checkpoint: Path):
+    "A checkpoint that was cut or changed on disk becomes *.damaged: phase 1 then begins again instead of stopping."
+    for file in checkpoint.parent.glob(f"{checkpoint.stem}*.safetensors"):
+        try:
+            load_checkpoint(file)
+        except ModelError as e:
+            os.replace(file, file.with_suffix(".damaged"))
+            print(f"{str(e).rpartition(':')[0]}: set aside, phase 1 begins again.", file=sys.stderr)
 
 
 def _phase_one(source, how, folder: Path, checkpoint: Path) -> list[float]:
@@ -210,7 +221,7 @@ def _phase_one(source, how, folder: Path, checkpoint: Path) -> list[float]:
     save_encoder(*load_encoder(teacher_folder(how)), folder)
     return []
 
-# %% ../nbs/53_study.ipynb #cell-018
+# %% ../nbs/53_study.ipynb #cell-020
 def stage_key(study: Study, start: str, stage: StageSettings, dev: str) -> str:
     "Key of a trained stage: where it starts, its settings, its data."
     s = study.source
@@ -245,7 +256,7 @@ def train_arm(study: Study, name: str, seed: int) -> tuple[str, Path, dict]:
         facts[which] = json.loads((folder / "head.json").read_text())
     return key, folder, facts
 
-# %% ../nbs/53_study.ipynb #cell-021
+# %% ../nbs/53_study.ipynb #cell-023
 def items(study: Study, language: str, n: int) -> list[Pair]:
     "The first `n` usable test items of the target task, all for 0."
     pairs = usable(study.source.load(study.profile.target, "test", language))[0]
@@ -269,7 +280,7 @@ def noise_key(study: Study, name: str) -> str:
     how = dict(attack=name, items=e.noise, draws=e.draws, words=e.words, target=study.profile.target)
     return study.key("noise", how, (s.digest(study.profile.target), s.digest("lexicons") if study.profile.source == "folder" else ""), _home(name))
 
-# %% ../nbs/53_study.ipynb #cell-022
+# %% ../nbs/53_study.ipynb #cell-024
 def make_noise(study: Study, name: str) -> Path:
     "Folder with noise.parquet (language, item, draw, edits) and left_out.json (language -> reason)."
     e = study.profile.evaluation
@@ -311,7 +322,7 @@ def left_out(study: Study, name: str) -> dict[str, str]:
     "Language -> why an attack has no noisy set in it."
     return json.loads((make_noise(study, name) / "left_out.json").read_text(encoding="utf-8"))
 
-# %% ../nbs/53_study.ipynb #cell-025
+# %% ../nbs/53_study.ipynb #cell-027
 def parts(study: Study) -> list[tuple[str, str]]:
     "(mode, attack) of everything that an arm is tested on."
     return [("clean", "none")] + [(mode, a) for mode in ("noise", "adaptive") for a in study.profile.evaluation.attacks]
@@ -344,7 +355,7 @@ def predict_part(study: Study, predict: Predictor, arm: str, seed: int, mode: st
     made = [dict(language=o.pair.language, item=o.pair.id, edits=[_flat(z) for z in o.edits]) for o in outcomes]
     return adaptive_table(outcomes, arm, seed, name, budget), _examples(outcomes, arm, name), made
 
-# %% ../nbs/53_study.ipynb #cell-026
+# %% ../nbs/53_study.ipynb #cell-028
 _loaded = lru_cache(1)(load_classifier)  # the model of a filed folder never changes: all parts of an arm ask the same one
 
 
@@ -394,7 +405,7 @@ def _part(study: Study, key: str, model: Path, arm: str, seed: int, mode: str, n
     meta = {"kind": "predictions", "arm": arm, "seed": seed, "mode": mode, "attack": name}
     return study.store.get_or_make(part_key(study, key, arm, seed, mode, name), fill, meta)
 
-# %% ../nbs/53_study.ipynb #cell-029
+# %% ../nbs/53_study.ipynb #cell-031
 def model_key(study: Study, name: str, seed: int) -> str:
     "The key that `train_arm` will return, without training."
     arm = study.arm(name, seed)

@@ -29,11 +29,19 @@ class Trial:
     def __init__(self, fault: str, turn: int, folder: Path, reference: Path, seed: int):
         self.dice, self.place, self.reference = random.Random(f"{fault} {turn} {seed}"), folder / f"{fault.replace(' ', '-')}-{turn}", reference
         self.whole = len(filed(reference))
+        self.count = self.dice.randint(1 if fault == "damage" else 0, self.whole)
         self.moment, self.wrong, self.note = 0.0, [], ""
 
-    def strike(self, run: Run, fewest: int = 0) -> bool:
+    def seed_store(self):
+        "Gives the store what an undisturbed run had filed shortly before the moment."
+        made = sorted(filed(self.reference).items(), key=lambda x: x[1])
+        for manifest, _ in made[: max(0, self.count - 6)]:
+            folder = Path(manifest).parent
+            shutil.copytree(folder, self.place / folder.relative_to(self.reference))
+
+    def strike(self, run: Run) -> bool:
         "Waits for a random moment of a run: a number of filed artefacts, and a moment after that. False when the run was faster."
-        count, more = self.dice.randint(fewest, self.whole), self.dice.uniform(0, 0.6)
+        count, more = self.count, self.dice.uniform(0, 0.6)
         while not run.ended() and len(filed(self.place)) < count:
             time.sleep(0.01)
         time.sleep(more)
@@ -73,7 +81,6 @@ def worker(t: Trial):
     code = run.wait()
     t.need(not hit or code == 0, f"the run ended with {code}: {' '.join(run.said().split())[-300:]}")
     t.need(hit, "missed")
-    t.finish(filed(t.place))
 
 
 def scheduler(t: Trial):
@@ -81,10 +88,7 @@ def scheduler(t: Trial):
     run = study(t.place)
     t.need(t.strike(run), "missed")
     os.kill(run.pid, 9) if not run.ended() else None
-    end = time.monotonic() + 20
-    while run.members() and time.monotonic() < end:
-        time.sleep(0.02)
-    t.need(not run.members(), "processes went on after their scheduler was killed")
+    t.need(run.alone(), "processes went on after their scheduler was killed")
     run.kill()
     t.finish(filed(t.place))
 
@@ -100,7 +104,7 @@ def whole(t: Trial):
 def damage(t: Trial):
     "A run is killed, a file of a finished artefact is cut or a bit of it flipped (in half of the trials while a run goes on)."
     run = study(t.place)
-    t.strike(run, fewest=1)
+    t.strike(run)
     if t.dice.random() < 0.5:
         run.kill()
     kept, files = filed(t.place), sorted(p for p in (t.place / "store" / "objects").rglob("*") if p.is_file() and p.stat().st_size)
@@ -129,7 +133,6 @@ def two(t: Trial):
     other = study(t.place, "two.log")
     codes = one.wait(), other.wait()
     t.need(codes == (0, 0), f"the two runs ended with {codes}: {' '.join((one if codes[0] else other).said().split())[-300:]}")
-    t.finish(filed(t.place))
 
 
 def disk(t: Trial):
@@ -213,7 +216,7 @@ def _small(t: Trial, ways: tuple, words: str, **limits):
     last = graph(t.place, job, after, "last.log", **limits)
     t.need(last.wait() == 0, f"the last run: {' '.join(last.said().split())[-300:]}")
     t.need(all(filed(t.place).get(p) == s for p, s in kept.items()), "finished tables were lost or made again")
-    t.need(not [p for r in (run, last) for p in r.members()], "processes were left behind")
+    t.need(run.alone() and last.alone(), "processes were left behind")
 
 
 FAULTS = dict(worker=worker, scheduler=scheduler, whole=whole, damage=damage, two=two, disk=disk, clock=clock, hang=hang, memory=memory)
@@ -221,11 +224,13 @@ TITLES = dict(worker="kill -9 of a worker", scheduler="kill -9 of the scheduler"
               two="two runs at once", disk="full disk", clock="the clock moved", hang="a notebook that hangs", memory="a child that eats memory")  # fmt: skip
 
 
-def one(fault: str, turn: int, folder: Path, references: dict, seed: int) -> dict:
+def one(fault: str, turn: int, folder: Path, references: dict, seed: int, late: bool = False) -> dict:
     "One hit and what came of it; a moment that came after the end of its run is drawn again."
     for again in range(8):
         start, t = time.monotonic(), Trial(fault, turn, folder, references[fault in ("hang", "memory")], seed + 1000 * again)
         try:
+            if late and fault not in ("hang", "memory", "disk"):
+                t.seed_store()
             FAULTS[fault](t)
             equal = getattr(t, "is_equal", None)
             equal = t.equal() if equal is None else equal
@@ -244,7 +249,7 @@ def clock_apart(arguments, folder: Path, references: dict) -> list[dict]:
     stamp = folder / "clock"
     stamp.write_text("+0")
     environment = os.environ | {"LD_PRELOAD": str(FAKETIME), "FAKETIME_TIMESTAMP_FILE": str(stamp), "FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1"}
-    words = [sys.executable, __file__, "--fault", "clock", "--times", str(arguments.times), "--seed", str(arguments.seed), "--json", "--reference", str(references[False])]
+    words = [sys.executable, __file__, *["--late"] * arguments.late, "--fault", "clock", "--times", str(arguments.times), "--seed", str(arguments.seed), "--json", "--reference", str(references[False])]
     done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True)
     if not done.stdout:
         raise SystemExit("The trials of the clock did not end.")
@@ -266,6 +271,7 @@ def main() -> int:
     words.add_argument("--times", type=int, default=20, help="how often each (default: 20)")
     words.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     words.add_argument("--json", action="store_true", help="print one JSON document")
+    words.add_argument("--late", action="store_true", help="begin with what an undisturbed run had filed shortly before the moment: twice as fast")
     words.add_argument("--plain-clock", action="store_true", help="move the clock of Python only, not by libfaketime")
     words.add_argument("--reference", help=argparse.SUPPRESS)
     arguments = words.parse_args()
@@ -288,7 +294,7 @@ def main() -> int:
                 trials += clock_apart(arguments, folder, references)
                 continue
             for turn in range(arguments.times):
-                trials.append(r := one(fault, turn, folder, references, arguments.seed))
+                trials.append(r := one(fault, turn, folder, references, arguments.seed, arguments.late))
                 end = "equal bytes" if r["recovered"] and r["equal"] else f"NOT: {'; '.join(r['wrong'])}"
                 print(f"{TITLES[fault]} {turn + 1}/{arguments.times}: at {r['moment']} s, {r['note']}: {end} · {r['seconds']} s", file=sys.stderr, flush=True)
     finally:

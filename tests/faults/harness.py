@@ -124,6 +124,13 @@ class Run:
             return sorted(pid for pid, parent in self.members().items() if parent == server)
         return []
 
+    def alone(self, seconds: float = 20) -> bool:
+        "Whether nothing is left of an ended run, after a moment for the warm process to notice."
+        end = time.monotonic() + seconds
+        while (left := self.members()) and time.monotonic() < end:
+            time.sleep(0.02)
+        return not left
+
     def kill(self):
         "kill -9 of everything at once."
         while members := self.members():
