@@ -265,7 +265,8 @@ def tell(found: dict, out: Path | None, as_json: bool):
         show(found, True)
     else:
         for x in found["examples"]:
-            print(f"[{x['language']}] {x['gold']} → {x['prediction']}\n  " + "\n  ".join(z for b, z in zip(x["before"], x["after"]) if z.strip()))
+            print(f"[{x['language']}] {x['gold']} → {x['prediction']}")
+            print(*(f"  {b}" if b == z else f"- {b}\n+ {z}" for b, z in zip(x["before"], x["after"]) if b.strip()), sep="\n")
         for why, which in _by_reason(found["skipped"]).items():
             print(f"skipped {len(which)} ({', '.join(which[:5])}{', ...' if len(which) > 5 else ''}): {why}")
         if smooth:
