@@ -1,11 +1,10 @@
 """What perturbations and constraints promise, in the fifty languages of XTREME-R and in the lab: safe segmentation, budgets, labels, odd texts.
 
-XSTUDY_RANDOM_TEXTS is the number of random texts a language (default 12; the long run is 1000)."""
+XSTUDY_RANDOM_TEXTS is the number of random texts a language (default 24; the long run, `bench_edits()`, has 1000)."""
 
 import os
 import subprocess
 import sys
-import unicodedata
 from collections import Counter
 from dataclasses import replace
 
@@ -17,22 +16,20 @@ import xstudy.lexical
 import xstudy.sentences  # noqa: F401 (registers)
 from xstudy.align import align, parallel_rows, tokens
 from xstudy.augment import read_neighbours
+from xstudy.bench_edits import FOREIGN, OWN, bench_edits, broken, letters
 from xstudy.characters import RATES
 from xstudy.constraints import Constrained, Fluent, LabelKept, NoStopWords, Protect, Similar, Within, numbers, stop_words
 from xstudy.core import DataError, ModelError, SettingsError, rng
 from xstudy.lab import LabSettings, LabSource
-from xstudy.languages import LANGUAGES, LAYOUTS, RECORDS, XTREME_R, graphemes, has_digit, in_script, keyboard, words
+from xstudy.languages import LANGUAGES, LAYOUTS, RECORDS, XTREME_R, in_script, keyboard, words
 from xstudy.lexical import lab_synonyms, read_wordnet
 from xstudy.local_models import LocalEncoder, LocalMasked
 from xstudy.parser import preserved, regold
-from xstudy.perturb import HOMES, PERTURBATIONS, Budget, Edit, apply_edits, by_word, cost, perturbation, propose, sample, typos, undo
+from xstudy.perturb import HOMES, PERTURBATIONS, Budget, Edit, apply_edits, by_word, perturbation, propose, sample, typos
 from xstudy.probes import PROBES, probe, probe_set
 from xstudy.texts import read_lexicon
 
-MANY = int(os.environ.get("XSTUDY_RANDOM_TEXTS", "12"))
-OWN = ("typo", "spacing", "case", "diacritics")  # their letters are those of the text's script
-FOREIGN = ("homoglyph", "invisible", "romanise")  # these say that theirs are not
-MIXED = ["🙂", "👨‍👩‍👧", "42", "B2B", "\u0301", "\u200d", "\t", "—", "garden", "сад", "שלום", "حديقة", "花园", "बाग़", "สวน", "!?", "\u00a0"]
+MANY = int(os.environ.get("XSTUDY_RANDOM_TEXTS", "24"))
 LAB = LabSettings(text_per_language=40, parallel_rows=60, nli_train=30, dev=30, test=30)
 
 
@@ -41,52 +38,18 @@ def lab():
     return LabSource(LAB)
 
 
-def letters(code):
-    "Letters that the language has: those of its keyboard, or of its script."
-    if RECORDS[code].keyboard in LAYOUTS:
-        return [c for _, *levels in LAYOUTS[RECORDS[code].keyboard].rows for keys in levels for c in keys if c not in "_ "]
-    blocks = {"zh": (0x4E00, 0x4F00), "ja": (0x3042, 0x3094), "ko": (0xAC00, 0xAE00), "ht": (0x61, 0x7B)}
-    return [chr(c) for c in range(*blocks[code])]
-
-
-def random_text(code, gen):
-    own = letters(code)
-    out = []
-    for _ in range(int(gen.integers(0, 16))):
-        word = "".join(own[i] for i in gen.integers(len(own), size=gen.integers(1, 9)))
-        out.append(MIXED[int(gen.integers(len(MIXED)))] if gen.random() < 0.2 else word.capitalize() if gen.random() < 0.2 else word)
-    return "".join(w + (" " if gen.random() < 0.9 else "") for w in out)
-
-
 def safe(texts, code, how, budget, gen):
-    "One draw, after everything that must hold of it was asserted."
-    edits = sample(texts, code, how, budget, gen)
-    after = apply_edits(texts, edits)
-    "".join(after).encode("utf-8")
-    assert apply_edits(after, undo(texts, edits)) == texts and budget.allows(texts, edits, code)
-    n_words, n_chars = cost(texts, edits, code)
-    assert n_words <= budget.limits(texts, code)[0] and n_chars <= budget.limits(texts, code)[1]
-    for e in edits:
-        at = np.cumsum([0, *map(len, graphemes(texts[e.segment]))])
-        assert e.start in at and e.end in at, (how.name, code, e)
-        assert how.name not in OWN or not e.new.strip() or in_script(e.new.strip(), code), (how.name, code, e)
-        assert not any(unicodedata.category(c) in ("Cs", "Cn", "Co") for c in e.new)
-    assert [c for t in after for c in t if has_digit(c)] == [c for t in texts for c in t if has_digit(c)]
-    return edits, after
+    "One draw of which everything holds; whether it changes anything."
+    what, changed = broken(texts, code, how, budget, gen)
+    assert not what, (what, how.name, code, texts)
+    return changed
 
 
 @pytest.mark.parametrize("code", XTREME_R)
 def test_random_texts_in_fifty_languages(code):
-    changed = Counter()
-    for n in range(MANY):
-        gen = rng("random texts", code, n)
-        texts = random_text(code, gen), random_text(code, gen)
-        for name in (*OWN, *FOREIGN):
-            how = perturbation(name)
-            if code in how.languages:
-                budget = list(RATES.values())[n % 3] if n % 5 else Budget(float(n % 2), 1.0)
-                changed[name] += bool(safe(texts, code, how, budget, gen)[0])
-    assert {"typo", "invisible", "spacing"} <= (+changed).keys()
+    found = bench_edits(MANY, (code,))
+    assert not found["failures"] and found["texts"] == MANY
+    assert {"typo", "invisible", "spacing", "synonym", "rename"} <= {n for n, c in found["languages"].items() if c[code]}
 
 
 def test_fifty_languages_are_fifty():
@@ -126,11 +89,12 @@ def made(name, lab):
     data = {
         "codemix": lambda: perturbation(name, source=lab),
         "synonym": lambda: perturbation(name, source={c: lab_synonyms(c) for c in LANGUAGES}),
+        "phrasemix": lambda: perturbation(name, source=[*parallel_rows([x for c in LANGUAGES for x in lab.load("lab-nli", "test", c)]), *lab.parallel()]),
     }
     return data.get(name, lambda: perturbation(name))()
 
 
-@pytest.mark.parametrize("name", [*OWN, "homoglyph", "invisible", "synonym", "rename", "codemix"])
+@pytest.mark.parametrize("name", [*OWN, "homoglyph", "invisible", "synonym", "rename", "codemix", "phrasemix"])
 def test_what_is_declared_to_keep_labels_keeps_them(name, lab):
     "At least 99 of 100 edited pairs that the parser reads keep their label; what it cannot read is counted apart."
     lab = LabSource(replace(LAB, world="wide")) if name == "rename" else lab
@@ -253,7 +217,7 @@ def test_real_texts_in_many_languages(data_root):
             for name in (*OWN, *FOREIGN[:2]):
                 how = perturbation(name)
                 if code in how.languages:
-                    seen[code, name] += bool(safe((text,), code, how, list(RATES.values())[n % 3], rng("real", code, n, name))[0])
+                    seen[code, name] += safe((text,), code, how, list(RATES.values())[n % 3], rng("real", code, n, name))
     print(len({c for c, _ in seen}), "languages,", sum(seen.values()), "changed texts")
     assert len({c for (c, name), n in seen.items() if n and name == "typo"}) >= 40
 

@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'SIDES', 'NAMES', 'STOP', 'THEIRS', 'PACKAGES', 'AttackBench', 'fresh_encoder', 'export_classifier',
-           'prepare', 'DeepWordBugEdits', 'make_textattack', 'textattack_python', 'run_side', 'compare_attacks',
+           'prepare', 'DeepWordBugEdits', 'used', 'make_textattack', 'textattack_python', 'run_side', 'compare_attacks',
            'bench_attack']
 
 # %% ../nbs/73_bench_attack.ipynb #cell-002
-import json, os, resource, statistics, string, subprocess, sys, tempfile, time
+import contextlib, inspect, json, os, statistics, string, subprocess, sys, tempfile, time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from safetensors.torch import save_file
 
 from .attack import account, attack
-from .core import RunError, SettingsError, nearest, rng
+from .core import Progress, RunError, SettingsError, nearest, rng
 from .encoders import load_encoder, train_tokenizer
 from .features import encode_examples
 from .heads import Predictor, TaskModel, load_model, save_model
@@ -38,15 +39,16 @@ class AttackBench:
     task: str = "lab-topic"  # of single sentences
     rows: int = 3000  # training examples, each seen twice
     items: int = 50  # sentences attacked
-    stock_items: int = 50  # of these, for the slow side: the first so many
+    stock_items: int = 5  # of these, for the slow side: the first so many
     lr: float = 1e-3
-    threads: int = 1
-    processes: int = 1  # of our side, above 1 with `Workers`
+    threads: int = 2  # cores: of torch where a side has one process, which TextAttack always has on a CPU; our processes share them
+    processes: int = 2  # of our side, above 1 with `Workers`
+    precision: str = "bf16"  # of our side
     seed: int = 0
 
 
-CHOICES = {"xlmr-4x256": AttackBench(), "minilm": AttackBench("minilm", lr=2e-4)}
-SIDES = ("ours", "fixed", "stock")
+CHOICES = {"xlmr-4x256": AttackBench(), "minilm": AttackBench("minilm", rows=500, lr=2e-4)}
+SIDES = ("ours", "exact", "fixed", "stock")
 
 # %% ../nbs/73_bench_attack.ipynb #cell-006
 def fresh_encoder(s: AttackBench, texts: list):
@@ -98,7 +100,7 @@ def export_classifier(model: TaskModel, tokenizer, folder: Path) -> Path:
 # %% ../nbs/73_bench_attack.ipynb #cell-008
 def prepare(s: AttackBench, folder: Path) -> list:
     "Trains the classifier into folder/ours and folder/theirs; the sentences to attack, as (id, text, label)."
-    lab, card = LabSource(LabSettings(wide_train=s.rows, test=max(300, 4 * s.items))), task(s.task)
+    lab, card = LabSource(LabSettings(wide_train=s.rows, test=max(300, 8 * s.items))), task(s.task)
     if card.family != "sentence":
         raise SettingsError(f"{s.task} is no task of single sentences: give one such as lab-topic.")
     train, test = lab.load(s.task, "train", "en")[: s.rows], lab.load(s.task, "test", "en")
@@ -148,28 +150,43 @@ class DeepWordBugEdits:
         return out
 
 # %% ../nbs/73_bench_attack.ipynb #cell-015
+def used(*others: int) -> tuple:  # (seconds of CPU, peak MiB)
+    "What this process and others, by number, have used until now."
+    import os, resource
+
+    mine = resource.getrusage(resource.RUSAGE_SELF)
+    if not os.path.isdir("/proc/self"):
+        return mine.ru_utime + mine.ru_stime, mine.ru_maxrss / 2**10
+    seconds = peak = 0.0
+    for p in ("self", *others):
+        fields = open(f"/proc/{p}/stat").read().rpartition(")")[2].split()
+        seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        peak += next(int(x.split()[1]) for x in open(f"/proc/{p}/status") if x.startswith("VmHWM")) / 2**10
+    return seconds, peak
+
+
 def _ours():
     "In a process of its own: attacks, and prints what came of it."
     given = json.load(sys.stdin)
-    labels = task(given["task"]).labels
+    labels, place, how = task(given["task"]).labels, Path(given["folder"]) / "ours", dict(precision=given["precision"])
     examples = [Sentence(i, i, "en", t, labels[k], given["task"], "test") for i, t, k in given["sentences"]]
     search = search_named("greedy-unk", share=1, sweeps=1)
-    with threads(given["threads"]):
-        many = given["processes"] > 1
-        place = Path(given["folder"]) / "ours"
-        predict = Workers(load_predictor, (place,), given["processes"], threads=given["threads"]) if many else load_predictor(place)
-        predict([(t,) for _, t, _ in given["sentences"][:2]])
-        start = time.perf_counter()
+    with threads(given["threads"]), contextlib.ExitStack() as open_until:
+        predict, children = load_predictor(place, **how), []
+        if given["processes"] > 1:
+            each = max(1, given["threads"] // given["processes"])
+            predict = open_until.enter_context(Workers(partial(load_predictor, **how), (place,), given["processes"], threads=each))
+            children = [child.pid for child, _ in predict._made]
+        predict([(t,) for _, t, _ in given["sentences"]])
+        before, start = used(*children)[0], time.perf_counter()
         found = attack(examples, predict, DeepWordBugEdits(), search=search, queries=100_000, seed=given["seed"])
-        wall = time.perf_counter() - start
-        if many:
-            predict.close()
+        wall, (cpu, memory) = time.perf_counter() - start, used(*children)
     won = [[o.pair.id, "skipped" if o.queries == 1 else "won" if o.success else "lost", o.queries] for o in found]
-    print(json.dumps(dict(wall=wall, memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, asked=account(found)["asked"], results=won)))
+    print(json.dumps(dict(wall=wall, cpu=cpu - before, memory=memory, asked=account(found)["asked"], results=won)))
 
 # %% ../nbs/73_bench_attack.ipynb #cell-016
 THEIRS = '''
-import json, os, resource, sys, time
+import json, os, sys, time
 given = json.load(sys.stdin)
 import torch
 torch.set_num_threads(given["threads"])
@@ -196,12 +213,14 @@ class Counting(Longest if given["side"] == "fixed" else HuggingFaceModelWrapper)
 attack = textattack.attack_recipes.DeepWordBugGao2018.build(Counting(model, tokenizer))
 data = textattack.datasets.Dataset([(t, k) for _, t, k in given["sentences"]])
 options = textattack.AttackArgs(num_examples=len(data), disable_stdout=True, silent=True, random_seed=given["seed"])
-start = time.perf_counter()
+attack.goal_function.model([t for _, t, _ in given["sentences"][:4]])
+Counting.asked = 0
+before, start = used()[0], time.perf_counter()
 found = textattack.Attacker(attack, data, options).attack_dataset()
-wall = time.perf_counter() - start
+wall, (cpu, memory) = time.perf_counter() - start, used()
 names = {"SuccessfulAttackResult": "won", "FailedAttackResult": "lost", "SkippedAttackResult": "skipped", "MaximizedAttackResult": "won"}
 won = [[s[0], names[type(r).__name__], r.num_queries] for s, r in zip(given["sentences"], found)]
-print(json.dumps(dict(wall=wall, memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, asked=Counting.asked, results=won)))
+print(json.dumps(dict(wall=wall, cpu=cpu - before, memory=memory, asked=Counting.asked, results=won)))
 '''
 
 # %% ../nbs/73_bench_attack.ipynb #cell-018
@@ -211,42 +230,50 @@ PACKAGES = (["torch==2.13.0"], ["transformers>=4.46,<5", "urllib3<2", "flair==0.
 def make_textattack(folder: str | Path) -> Path:
     "Makes an environment with TextAttack, some minutes; gives its Python. Raises `RunError` when that fails."
     python = Path(folder).expanduser().absolute() / "bin" / "python"
-    for line in ([sys.executable, "-m", "venv", str(folder)], *([str(python), "-m", "pip", "install", "--quiet", *p] for p in PACKAGES)):
+    lines = [[sys.executable, "-m", "venv", str(folder)], *([str(python), "-m", "pip", "install", "--quiet", *p] for p in PACKAGES)]
+    progress = Progress("making TextAttack's environment", len(lines))
+    for n, line in enumerate(lines, 1):
         done = subprocess.run(line, capture_output=True, text=True)
         if done.returncode:
             raise RunError(f"TextAttack's environment could not be made: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        progress.step(n)
     return python
 
 
 def textattack_python(python: str | Path = "") -> Path:
-    "The Python that has TextAttack; raises `SettingsError` where none is known."
-    python = Path(python or os.environ.get("XSTUDY_TEXTATTACK", "nowhere")).expanduser()
-    if not python.is_file():
-        raise SettingsError("There is no Python with TextAttack: xstudy.bench_attack.make_textattack(folder) makes one; then set XSTUDY_TEXTATTACK to its path.")
-    return python
+    "The Python that has TextAttack, given as its path or as its environment's folder; raises `SettingsError` where none is known."
+    place = Path(python or os.environ.get("XSTUDY_TEXTATTACK", "nowhere")).expanduser()
+    place = place / "bin" / "python" if place.is_dir() else place
+    if not place.is_file():
+        raise SettingsError(
+            "There is no environment with TextAttack: make one in some minutes with "
+            "python -c \"from xstudy.bench_attack import make_textattack; make_textattack('textattack')\" and give --textattack textattack."
+        )
+    return place
 
 # %% ../nbs/73_bench_attack.ipynb #cell-020
 def run_side(s: AttackBench, side: str, folder: Path, sentences: list, python: str | Path = "") -> dict:
     "One side's attack: examples and queries a second, success rate, mean queries, peak memory, and what became of each sentence."
     labels = task(s.task).labels
     some = [(i, t, labels.index(k)) for i, t, k in sentences[: s.stock_items if side == "stock" else s.items]]
-    given = dict(folder=str(folder), sentences=some, task=s.task, side=side, threads=s.threads, processes=s.processes, seed=s.seed)
+    given = dict(folder=str(folder), sentences=some, task=s.task, side=side, threads=s.threads, seed=s.seed)
+    given |= dict(processes=s.processes if side == "ours" else 1, precision=s.precision if side == "ours" else "fp32")
     environment = os.environ | {k: str(s.threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")} | {"TOKENIZERS_PARALLELISM": "false"}
     with tempfile.TemporaryDirectory() as place:
         listed = Path(place) / "corpora" / "stopwords" / "english"
         listed.parent.mkdir(parents=True)
         listed.write_text("\n".join(STOP), encoding="utf-8")
-        environment |= {"NLTK_DATA": place, "HF_HUB_OFFLINE": "1"}
-        program = [sys.executable, "-c", "from xstudy.bench_attack import _ours; _ours()"] if side == "ours" else [str(textattack_python(python)), "-c", THEIRS]
+        environment |= {"NLTK_DATA": place, "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg"}
+        program = [sys.executable, "-c", "from xstudy.bench_attack import _ours; _ours()"] if side in ("ours", "exact") else [str(textattack_python(python)), "-c", inspect.getsource(used) + THEIRS]
         done = subprocess.run(program, input=json.dumps(given), capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RunError(f"The side {side!r} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
     out = json.loads(done.stdout.strip().splitlines()[-1])
     tried = [r for r in out["results"] if r[1] != "skipped"]
     queries = sum(q for _, _, q in out["results"])
-    figures = dict(examples_per_s=len(out["results"]) / out["wall"], queries_per_s=queries / out["wall"], wall_s=out["wall"], memory_mib=out["memory"])
+    figures = dict(examples_per_s=len(out["results"]) / out["wall"], queries_per_s=queries / out["wall"], queries_per_cpu_s=queries / max(out["cpu"], 0.01))
     figures |= dict(success=sum(r[1] == "won" for r in tried) / max(1, len(tried)), mean_queries=queries / len(out["results"]))
-    return figures | dict(asked=out["asked"], results={i: how for i, how, _ in out["results"]})
+    return figures | dict(wall_s=out["wall"], memory_mib=out["memory"], asked=out["asked"], results={i: (how, q) for i, how, q in out["results"]})
 
 # %% ../nbs/73_bench_attack.ipynb #cell-024
 def compare_attacks(s: AttackBench, repeats: int = 5, sides: tuple = SIDES, python: str | Path = "") -> dict:
@@ -256,22 +283,31 @@ def compare_attacks(s: AttackBench, repeats: int = 5, sides: tuple = SIDES, pyth
             raise SettingsError(f"{side!r} cannot be measured.{nearest(side, SIDES)}")
     turns = []
     with tempfile.TemporaryDirectory(prefix="xstudy-bench-") as folder:
-        sentences = prepare(s, Path(folder))
+        sentences, progress = prepare(s, Path(folder)), Progress(f"attacking {s.model}", repeats * len(sides))
         for turn in range(repeats):
-            order = [sides[i] for i in rng("bench order", turn).permutation(len(sides))]
-            turns.append({side: run_side(replace(s, seed=s.seed + turn), side, Path(folder), sentences, python) for side in order})
+            turns.append({})
+            for i in rng("bench order", turn).permutation(len(sides)):
+                turns[turn][sides[i]] = run_side(replace(s, seed=s.seed + turn), sides[i], Path(folder), sentences, python)
+                progress.step(turn * len(sides) + len(turns[turn]))
     numbers = [k for k in turns[0][sides[0]] if k != "results"]
     middle = {side: {k: round(statistics.median(t[side][k] for t in turns), 4) for k in numbers} for side in sides}
     out = dict(setting=asdict(s), repeats=repeats, sides=middle)
     others = [side for side in sides if side != "ours"] if "ours" in sides else []
-    ratio = lambda side, k: round(statistics.median(t["ours"][k] / t[side][k] for t in turns), 3)  # noqa: E731
-    out["ratios"] = {f"textattack_{side}": ratio(side, "examples_per_s") for side in others}
-    return out | dict(query_ratios={f"textattack_{side}": ratio(side, "queries_per_s") for side in others}, gap={side: _gap(turns, side) for side in others})
+    ratio = lambda side, k: round(statistics.median(_ratio(t["ours"], t[side], k) for t in turns), 3)  # noqa: E731
+    name = lambda side: side if side == "exact" else f"textattack_{side}"  # noqa: E731
+    out["ratios"] = {name(side): ratio(side, "queries_per_s") for side in others}
+    return out | dict(cpu_ratios={name(side): ratio(side, "queries_per_cpu_s") for side in others}, gap={side: _gap(turns, side) for side in others})
 
 # %% ../nbs/73_bench_attack.ipynb #cell-025
+def _ratio(ours: dict, side: dict, rate: str) -> float:
+    "Examples a second, ours over a side, on the sentences of both: where the side had fewer, our share of the time is that of our queries."
+    queries = lambda x: np.mean([x["results"][i][1] for i in side["results"]])  # noqa: E731
+    return ours[rate] / queries(ours) / (side[rate] / queries(side))
+
+
 def _gap(turns: list, side: str) -> float:
     "How many sentences of fifty more are won by ours than by a side, on those that both tried."
-    both = [(t["ours"]["results"][i], how) for t in turns for i, how in t[side]["results"].items() if how != "skipped"]
+    both = [(t["ours"]["results"][i][0], how) for t in turns for i, (how, _) in t[side]["results"].items() if how != "skipped"]
     return round(50 * (np.mean([a == "won" for a, _ in both]) - np.mean([b == "won" for _, b in both])), 2) if both else 0.0
 
 # %% ../nbs/73_bench_attack.ipynb #cell-027
@@ -280,11 +316,12 @@ def bench_attack(
     models: tuple = ("xlmr-4x256", "minilm"),  # of `CHOICES`
     sides: tuple = SIDES,
     items: int = 50,
-    stock_items: int = 50,
-    rows: int | None = None,  # training examples, where not the model's own number
-    threads: int = 1,
-    processes: int = 1,  # of our side
-    textattack: str = "",  # the Python that has TextAttack; XSTUDY_TEXTATTACK where not given
+    stock_items: int | None = None,  # these options: where not the setting's own
+    rows: int | None = None,
+    threads: int | None = None,
+    processes: int | None = None,
+    precision: str | None = None,
+    textattack: str = "",  # the Python that has TextAttack, or its environment's folder; XSTUDY_TEXTATTACK where not given
 ) -> dict:  # models: what `compare_attacks` gives; ratios: of the first model
     "Everything in one document; `ratios.textattack_stock` and `ratios.textattack_fixed` are examples a second, ours over theirs."
     for m in models:
@@ -292,6 +329,7 @@ def bench_attack(
             raise SettingsError(f"{m!r} cannot be measured.{nearest(m, list(CHOICES))}")
     if {"stock", "fixed"} & set(sides):
         textattack_python(textattack)
-    more = dict(items=items, stock_items=stock_items, threads=threads, processes=processes) | (dict(rows=rows) if rows else {})
+    given = dict(stock_items=stock_items, rows=rows, threads=threads, processes=processes, precision=precision)
+    more = dict(items=items) | {k: v for k, v in given.items() if v is not None}
     found = {m: compare_attacks(replace(CHOICES[m], **more), repeats, sides, textattack) for m in models}
     return dict(models=found, ratios=found[models[0]]["ratios"] if models else {})

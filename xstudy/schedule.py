@@ -184,7 +184,7 @@ class _Processes:
         make: Callable,  # makes the predictor, in each process: an importable function, such as `load_predictor`
         arguments: tuple = (),  # of `make`
         processes: int = 2,
-        piece: int = 128,  # texts a piece
+        piece: int = 32,  # texts a piece: large enough to be read fast, small enough that nobody waits for the last
         threads: int = 1,  # of torch, in each process
     ):
         from xstudy.schedule import _serve  # also where this is a notebook
