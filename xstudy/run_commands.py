@@ -197,10 +197,10 @@ def rerun(
     Example: `xstudy rerun reports/lab-quick --store /tmp/empty --check`
     """
     from xstudy.design import profile_from
-    from xstudy.provenance import compare_tables, differences, read_record, root_of
+    from xstudy.provenance import compare_tables, differences, keep_notebooks, read_record, root_of
     from xstudy.study import open_study
 
-    record, out, root_ = read_record(folder), out or f"{folder.rstrip('/')}-again", root
+    record, out = read_record(folder), out or f"{folder.rstrip('/')}-again"
     if Path(out).resolve() == Path(folder).resolve():
         raise SettingsError(f"--out {out} is the folder of the run itself: give another.")
     raw = record["profile"] | ({"workers": workers} if workers else {})
@@ -209,6 +209,7 @@ def rerun(
     with quiet_when(as_json):
         said = differences(record, study) or ["Commit, versions, machine and data are those of the run."]
     print(*said, sep="\n", file=sys.stderr, flush=True)
+    keep_notebooks(record, study, Path(folder), Path(out))
     done = run_study(study, root_, out, record["command"], as_json=as_json)
     rows = compare_tables(Path(folder), Path(out)) if check else []
     other = [r["table"] for r in rows if not r["same"]]
