@@ -222,7 +222,7 @@ def rerun(
     if other:
         raise RunError(f"{len(other)} of {len(rows)} tables differ from {folder}: {', '.join(other[:6])}{' …' if len(other) > 6 else ''}.")
 
-
+# %% ../nbs/70_run_commands.ipynb #cell-015
 def report(
     folder: Annotated[str, typer.Argument(help="A published folder such as reports/lab-quick.")],
     root: Root = "",
@@ -241,7 +241,7 @@ def report(
     study = open_study(profile_from(record["profile"], "run.json"), root, store)
     print(publish(study, folder, record["command"])["html"])
 
-# %% ../nbs/70_run_commands.ipynb #cell-017
+# %% ../nbs/70_run_commands.ipynb #cell-018
 def runs(store: StoreAt = "", as_json: Json = False):
     """List the runs on a store and how each stands: running, finished, failed, or interrupted (killed, or stopped by hand).
 
