@@ -241,7 +241,7 @@ def report(
     study = open_study(profile_from(record["profile"], "run.json"), root, store)
     print(publish(study, folder, record["command"])["html"])
 
-# %% ../nbs/70_run_commands.ipynb #cell-018
+# %% ../nbs/70_run_commands.ipynb #cell-019
 def runs(store: StoreAt = "", as_json: Json = False):
     """List the runs on a store and how each stands: running, finished, failed, or interrupted (killed, or stopped by hand).
 
