@@ -14,7 +14,7 @@ from xstudy.plan import Keys, plan_of, problems
 from xstudy.store import Store
 from xstudy.study import arm_key, open_study
 
-SHORT = ["questions=[rq1]", "pretrain.steps=4", "target_tokens=1500", "intermediate_tokens=1500", "lab.text_per_language=60", "evaluation={clean: 9, noise: 3, draws: 1, adaptive: 3, adaptive_languages: [en], queries: 3}"]
+SHORT = ["questions=[rq1]", "pretrain.steps=4", "target_tokens=1500", "intermediate_tokens=1500", "lab.text_per_language=60", "evaluation={clean: 9, noise: 6, draws: 1, adaptive: 6, adaptive_languages: [en], queries: 3}"]
 
 
 def call(*words):

@@ -17,7 +17,7 @@ from xstudy.store import file_sha256
 from xstudy.study import finish_arm, open_study
 
 SHORT = ["questions=[rq1]", "pretrain.steps=4", "target_tokens=1500", "intermediate_tokens=1500", "lab.text_per_language=60", "lab.parallel_rows=60",
-         "evaluation={clean: 9, noise: 3, draws: 1, adaptive: 3, adaptive_languages: [en], queries: 3}"]  # fmt: skip
+         "evaluation={clean: 9, noise: 6, draws: 1, adaptive: 6, adaptive_languages: [en], queries: 3}"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

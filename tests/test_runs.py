@@ -19,7 +19,7 @@ from xstudy.store import Store
 from xstudy.study import open_study
 
 SHORT = ["questions=[rq1]", "seeds=[0, 1]", "pretrain.steps=4", "target_tokens=1500", "intermediate_tokens=1500", "lab.text_per_language=60", "lab.parallel_rows=60",
-         "evaluation={clean: 9, noise: 3, draws: 1, adaptive: 3, adaptive_languages: [en], queries: 3}"]  # fmt: skip
+         "evaluation={clean: 9, noise: 6, draws: 1, adaptive: 6, adaptive_languages: [en], queries: 3}"]  # fmt: skip
 
 
 def test_killed_by_the_system_is_interrupted(tmp_path):
@@ -96,7 +96,7 @@ def test_boards_show_losses_scores_and_effects(ran):
 
 
 def test_a_failed_run_says_so(tmp_path):
-    words = ["run", "lab-demo", "--store", str(tmp_path / "store"), "--out", str(tmp_path / "out"), "--set", "questions=[rq1]", "--set", "lab.nli_train=3", "--set", "lab.dev=1", "--set", "lab.test=1"]
+    words = ["run", "lab-demo", "--store", str(tmp_path / "store"), "--out", str(tmp_path / "out"), "--set", "questions=[rq1]", "--set", "pretrain.vocab=10"]
     done = CliRunner().invoke(app, words)
     row = runs_of(Store(tmp_path / "store"))[0]
     assert done.exception.exit_code == 2 and row["state"] == "failed" and "failed" in row["line"]

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['QUESTIONS', 'VALIDITY', 'ASKED', 'NEEDS', 'SOURCES', 'STAGE', 'Question', 'Intermediate', 'Evaluation', 'Resources',
-           'Domain', 'Variant', 'Factors', 'Profile', 'build', 'profile_names', 'read_profile', 'profile_from',
-           'load_profile', 'check_profile', 'pretrain_of', 'lab_of', 'check_start', 'check_factors', 'with_values',
-           'profile_schema']
+           'Domain', 'Variant', 'Factors', 'Profile', 'threads_needed', 'build', 'profile_names', 'read_profile',
+           'profile_from', 'load_profile', 'check_profile', 'pretrain_of', 'lab_of', 'check_start', 'check_factors',
+           'with_values', 'profile_schema']
 
 # %% ../nbs/50_design.ipynb #cell-002
 import dataclasses, inspect, re, types, typing
@@ -155,16 +155,6 @@ class Profile:
         return self.resources.workers
 
     @property
-    def threads_needed(self) -> int:
-        "The most threads that one of its stages computes with."
-        return max(self.stage.threads, 1 if self.encoder else (self.transplant or self.pretrain).threads)
-
-    @property
-    def threads(self) -> int:
-        "Cores that a job may take."
-        return self.resources.threads or self.threads_needed
-
-    @property
     def quotes(self) -> bool:
         "Whether sentences of the data may be printed: the lab's always, others where `quote` says so."
         return self.source == "lab" or self.quote
@@ -175,6 +165,11 @@ class Profile:
         return self.encoder or (f"{self.transplant.teacher}, transplanted" if self.transplant else self.pretrain.size)
 
 # %% ../nbs/50_design.ipynb #cell-010
+def threads_needed(p: Profile) -> int:
+    "The most threads that a stage of the profile computes with."
+    return max(p.stage.threads, 1 if p.encoder else (p.transplant or p.pretrain).threads)
+
+
 def build(kind, value, where: str):
     "`value` (of YAML) as `kind` (a dataclass, tuple, or JSON type); raises `SettingsError` that names the place for what does not fit."
     if typing.get_origin(kind) in (types.UnionType, typing.Union):  # `X | None`

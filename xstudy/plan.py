@@ -20,7 +20,7 @@ import numpy as np
 from .arms import Arm, arms, main_measures, power, questions_asked
 from .batch import Job, check_graph
 from .core import SettingsError, XstudyError, canonical, content_key, module_digest, nearest, plain, sha256, versions
-from .design import ASKED, QUESTIONS, Profile, load_profile, pretrain_of
+from .design import ASKED, Profile, load_profile, pretrain_of, threads_needed
 from .encoders import encoder_spec
 from .regimes import cost_of
 from .results import result_key
@@ -489,10 +489,11 @@ def planned_seconds(study: Study) -> dict[str, float]:
 def problems(p: Profile, store: Store, plan: Plan | None = None) -> list[str]:
     "Why this machine cannot run a profile, a sentence each; none when it can."
     facts, r, out = machine_facts(), p.resources, []
-    if r.threads and p.threads_needed > r.threads:
-        out.append(f"{p.name} computes with {p.threads_needed} threads; resources.threads allows {r.threads}: raise it.")
-    if p.threads > facts["cores"]:
-        out.append(f"{p.name} wants {p.threads} threads a job; this machine has {facts['cores']} cores: set threads to {facts['cores']} or fewer (results change with them).")
+    needed = threads_needed(p)
+    if r.threads and needed > r.threads:
+        out.append(f"{p.name} computes with {needed} threads; resources.threads allows {r.threads}: raise it.")
+    if (wanted := r.threads or needed) > facts["cores"]:
+        out.append(f"{p.name} wants {wanted} threads a job; this machine has {facts['cores']} cores: set threads to {facts['cores']} or fewer (results change with them).")
     if facts["memory"] and r.memory > facts["memory"]:
         out.append(f"{p.name} wants {r.memory:g} GB a job; this machine has {facts['memory']:g} GB: lower resources.memory.")
     if r.gpus > (here := _gpus()):

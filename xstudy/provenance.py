@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['HERE', 'FORMATS', 'CRATE', 'LICENCE', 'machine', 'git_state', 'pins', 'data_digests', 'run_record', 'read_record',
-           'differences', 'root_of', 'compare_tables', 'crate_files', 'write_crate']
+           'differences', 'root_of', 'keep_notebooks', 'compare_tables', 'crate_files', 'write_crate']
 
 # %% ../nbs/63_provenance.ipynb #cell-002
-import json, mimetypes, shlex, subprocess
+import json, mimetypes, shlex, shutil, subprocess
 from importlib import metadata
 from pathlib import Path
 
@@ -127,11 +127,21 @@ def differences(record: dict, study: Study) -> list[str]:
         out.append(f"{len(changed)} of {len(keys)} encoders and arms have other keys, so they are computed anew and may come out differently.")
     return out
 
-
+# %% ../nbs/63_provenance.ipynb #cell-009
 def root_of(record: dict) -> str:
     "The data folder that the recorded command named; '' for none."
     words = shlex.split(record.get("command", ""))
     return next((b for a, b in zip(words, words[1:]) if a == "--root"), "")
+
+
+def keep_notebooks(record: dict, study: Study, folder: Path, out: Path):
+    "Copies the executed notebooks of what a repetition finds finished, for its report shows them."
+    have = set(study.store.keys())
+    for name, key in record["keys"].items():
+        old, new = (f / "runs" / f"{name}.ipynb" for f in (folder, out))
+        if key in have and old.is_file() and not new.exists():
+            new.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(old, new)
 
 
 def compare_tables(one: Path, other: Path) -> list[dict]:
@@ -140,7 +150,7 @@ def compare_tables(one: Path, other: Path) -> list[dict]:
     read = lambda path: path.read_bytes() if path.is_file() else None
     return [dict(table=n, same=read(one / "tables" / n) == read(other / "tables" / n)) for n in names]
 
-# %% ../nbs/63_provenance.ipynb #cell-013
+# %% ../nbs/63_provenance.ipynb #cell-014
 FORMATS = {".parquet": "application/vnd.apache.parquet", ".ipynb": "application/x-ipynb+json", ".md": "text/markdown", ".svg": "image/svg+xml", ".csv": "text/csv", ".json": "application/json"}
 CRATE = "ro-crate-metadata.json"
 LICENCE = "https://spdx.org/licenses/Apache-2.0"

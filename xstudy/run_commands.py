@@ -197,10 +197,10 @@ def rerun(
     Example: `xstudy rerun reports/lab-quick --store /tmp/empty --check`
     """
     from xstudy.design import profile_from
-    from xstudy.provenance import compare_tables, differences, read_record, root_of
+    from xstudy.provenance import compare_tables, differences, keep_notebooks, read_record, root_of
     from xstudy.study import open_study
 
-    record, out, root_ = read_record(folder), out or f"{folder.rstrip('/')}-again", root
+    record, out = read_record(folder), out or f"{folder.rstrip('/')}-again"
     if Path(out).resolve() == Path(folder).resolve():
         raise SettingsError(f"--out {out} is the folder of the run itself: give another.")
     raw = record["profile"] | ({"workers": workers} if workers else {})
@@ -209,6 +209,7 @@ def rerun(
     with quiet_when(as_json):
         said = differences(record, study) or ["Commit, versions, machine and data are those of the run."]
     print(*said, sep="\n", file=sys.stderr, flush=True)
+    keep_notebooks(record, study, Path(folder), Path(out))
     done = run_study(study, root_, out, record["command"], as_json=as_json)
     rows = compare_tables(Path(folder), Path(out)) if check else []
     other = [r["table"] for r in rows if not r["same"]]
@@ -221,7 +222,7 @@ def rerun(
     if other:
         raise RunError(f"{len(other)} of {len(rows)} tables differ from {folder}: {', '.join(other[:6])}{' …' if len(other) > 6 else ''}.")
 
-
+# %% ../nbs/70_run_commands.ipynb #cell-015
 def report(
     folder: Annotated[str, typer.Argument(help="A published folder such as reports/lab-quick.")],
     root: Root = "",
@@ -240,7 +241,7 @@ def report(
     study = open_study(profile_from(record["profile"], "run.json"), root, store)
     print(publish(study, folder, record["command"])["html"])
 
-# %% ../nbs/70_run_commands.ipynb #cell-017
+# %% ../nbs/70_run_commands.ipynb #cell-019
 def runs(store: StoreAt = "", as_json: Json = False):
     """List the runs on a store and how each stands: running, finished, failed, or interrupted (killed, or stopped by hand).
 

@@ -56,7 +56,7 @@ class MLflow:
     def end(self):
         self.client.set_terminated(self.run)
 
-
+# %% ../nbs/55_watch.ipynb #cell-005
 BOARDS = {"tensorboard": TensorBoard, "mlflow": MLflow}
 
 
@@ -72,7 +72,7 @@ def board(words: str, study: Study, command: str):
     except Exception as e:  # whatever a client, a server or a disk says
         raise SettingsError(f"--log {words!r} cannot be opened ({' '.join(str(e).split())[:160]}): check the place.") from None
 
-# %% ../nbs/55_watch.ipynb #cell-006
+# %% ../nbs/55_watch.ipynb #cell-007
 class Logs:
     "Boards that are told of each finished job."
 
