@@ -247,19 +247,19 @@ def bench_encoders_(
 def bench_attack_(
     repeats: Annotated[int, typer.Option(help="Turns of every side.")] = 5,
     models: Annotated[str, typer.Option(help="Any of xlmr-4x256 and minilm, with commas.")] = "xlmr-4x256,minilm",
-    sides: Annotated[str, typer.Option(help="Any of ours, stock, fixed, with commas.")] = "ours,stock,fixed",
+    sides: Annotated[str, typer.Option(help="Any of ours, exact, stock, fixed, with commas.")] = "ours,exact,stock,fixed",
     items: Annotated[int, typer.Option(help="Examples attacked.")] = 50,
-    textattack: Annotated[str, typer.Option(help="Python of the environment that has TextAttack. Default: XSTUDY_TEXTATTACK.")] = "",
+    textattack: Annotated[str, typer.Option(help="Folder (or Python) of the environment that has TextAttack. Default: XSTUDY_TEXTATTACK.")] = "",
     as_json: Json = False,
 ):
     """Our attack beside TextAttack's, in turn, on the same model, examples and recipe.
 
-    Example: `xstudy bench attack --textattack ../textattack/bin/python --json`
+    Example: `xstudy bench attack --textattack ../textattack --json`
     """
     from xstudy.bench_attack import bench_attack
 
     with quiet_when(as_json):
-        found = bench_attack(repeats, tuple(models.split(",")), tuple(sides.split(",")), items, items, textattack=textattack)
+        found = bench_attack(repeats, tuple(models.split(",")), tuple(sides.split(",")), items, textattack=textattack)
     show(found if as_json else [dict(model=m, side=side) | {k: v for k, v in x.items() if isinstance(v, (int, float))} for m, c in found["models"].items() for side, x in c["sides"].items()],
          as_json, "Attack")  # fmt: skip
 
