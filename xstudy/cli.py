@@ -263,7 +263,7 @@ def bench_attack_(
     show(found if as_json else [dict(model=m, side=side) | {k: v for k, v in x.items() if isinstance(v, (int, float))} for m, c in found["models"].items() for side, x in c["sides"].items()],
          as_json, "Attack")  # fmt: skip
 
-
+# %% ../nbs/70_cli.ipynb #cell-022
 @benches.command("train")
 def bench_train_(
     repeats: Annotated[int, typer.Option(help="Turns of every side.")] = 5,
@@ -285,7 +285,7 @@ def bench_train_(
              for m, c in found["models"].items() for side, x in c["sides"].items()]  # fmt: skip
     show(found if as_json else table, as_json, "Training")
 
-# %% ../nbs/70_cli.ipynb #cell-023
+# %% ../nbs/70_cli.ipynb #cell-024
 def main(words: list[str] | None = None) -> int:
     "Entry point: exit code 0, 2 for the user's mistake (one sentence), 1 for ours, 130 for Ctrl-C."
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -117,7 +117,7 @@ class Logs:
         for row in table.itertuples() if len(table) else ():
             self.put({f"effect/{row.question}/{row.contrast}/{row.measure}": row.estimate})
 
-
+# %% ../nbs/55_watch.ipynb #cell-008
 @contextlib.contextmanager
 def logs_of(words: list[str] | tuple, study: Study, command: str = ""):
     "`Logs` to the places named, for the length of a `with` block; raises `SettingsError` as `board` does."
