@@ -135,8 +135,13 @@ def attack_language(a: Asked, o: Opened, code: str, told: Callable = lambda row:
     from xstudy.asked import goal_for, items_to_ask, not_defined, perturbation_for, survivors
     from xstudy.attack import attack
 
-    goal = goal_for(o.card, o.predict, o.data.passages(a.task, "test", code) if o.card.family == "retrieval" else (), a.target)
-    kept, lost = items_to_ask(o.data, a.task, code, goal, a.items)
+    try:
+        goal = goal_for(o.card, o.predict, o.data.passages(a.task, "test", code) if o.card.family == "retrieval" else (), a.target)
+        kept, lost = items_to_ask(o.data, a.task, code, goal, a.items)
+    except DataError as e:  # no test items here: the other languages go on
+        if len(o.codes) == 1:
+            raise
+        return None, None, [], [], str(e)
     how = perturbation_for(a.attack, o.data, kept, goal, a.mlm, o.predict)
     if note := not_defined(how, kept, code):
         return goal, how, [], [*lost, *((x, note) for x in kept)], note

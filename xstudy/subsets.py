@@ -101,8 +101,12 @@ def rows_of(examples: list, hows: dict, s: SubsetSettings) -> list[dict]:  # how
 
 # %% ../nbs/44_subsets.ipynb #cell-010
 def _set(source, card: Task, code: str, s: SubsetSettings, mlm: str) -> tuple[list[dict], list[dict]]:  # lines, a record an attack
-    "One task in one language."
-    examples, lost = readable(source.load(card.name, s.split, code))
+    "One task in one language; one whose split is not there is left out, with the reason."
+    try:
+        examples, lost = readable(source.load(card.name, s.split, code))
+    except DataError as e:
+        left = dict(task=card.name, language=code, items=0, draws=0, edited=0, left_out=str(e), skipped=[])
+        return [], [left | dict(attack=name) for name in s.attacks]
     examples, hows, why = examples[: s.items or None], {}, {}
     for name in s.attacks:
         how = perturbation_for(name, source, examples, rules_of(card), mlm)
