@@ -41,7 +41,7 @@ def _empty(rows: list, partners: dict, side: int, share: float = 0.1) -> set:
         best[pair[side]] = max(n, best[pair[side]])
     return {w for w, n in every.items() if best[w] < share * n}
 
-
+# %% ../nbs/30_sentences.ipynb #cell-006
 def _reach(first: int, last: int, words: list, linked: set, empty: set) -> int | None:
     "How far to the left a phrase takes in empty words; None where another word in it or beside it has no link: whose meaning it is, nobody knows."
     start, end = first, last
@@ -85,7 +85,7 @@ def phrase_table(
     seen = Counter(p for text, spans in found.items() for p in {pair(text, x) for x in spans})
     return {text: tuple(x for x in spans if seen[pair(text, x)] >= least) for text, spans in found.items()}
 
-# %% ../nbs/30_sentences.ipynb #cell-006
+# %% ../nbs/30_sentences.ipynb #cell-007
 @register
 class PhraseMix:
     "Phrases replaced by what the translation of the same sentence says."
@@ -129,7 +129,7 @@ class PhraseMix:
                 found += [(a, b, x)] if all(b <= c or d <= a for c, d, _ in found) else []
         return sorted(Edit(0, a, b, x, "phrasemix") for a, b, x in found)
 
-# %% ../nbs/30_sentences.ipynb #cell-009
+# %% ../nbs/30_sentences.ipynb #cell-010
 TAUTOLOGIES = {  # language -> (and true is true, and false is not true)
     "ar": (" والصحيح صحيح", " والخطأ ليس صحيحا"), "bg": (" и истината е истина", " и лъжата не е истина"),
     "de": (" und wahr ist wahr", " und falsch ist nicht wahr"), "el": (" και το αληθινό είναι αληθινό", " και το ψευδές δεν είναι αληθινό"),
@@ -176,7 +176,7 @@ class NegatedTautology(_Added):
 
     name, rule, which = "negated-tautology", "a negated phrase that is always true is added to the hypothesis", 1
 
-# %% ../nbs/30_sentences.ipynb #cell-012
+# %% ../nbs/30_sentences.ipynb #cell-013
 @lru_cache(maxsize=65536)
 def _bag(text: str, code: str) -> frozenset:
     return frozenset(w for *_, w in tokens(text, code))
@@ -199,7 +199,7 @@ def near_question(
     shared = [(-len(asked & _bag(s, code)), s) for s in pool if asked & _bag(s, code) and about not in _bag(s, code) and s not in context]
     return [s for _, s in sorted(shared) if not any(lower(a, code) in lower(s, code) for a in never)]
 
-# %% ../nbs/30_sentences.ipynb #cell-013
+# %% ../nbs/30_sentences.ipynb #cell-014
 @register
 class Distractor:
     "Sentences that look like the answer, and are not."
