@@ -41,7 +41,7 @@ def _empty(rows: list, partners: dict, side: int, share: float = 0.1) -> set:
         best[pair[side]] = max(n, best[pair[side]])
     return {w for w, n in every.items() if best[w] < share * n}
 
-
+# %% ../nbs/30_sentences.ipynb #cell-006
 def _reach(first: int, last: int, words: list, linked: set, empty: set) -> int | None:
     "How far to the left a phrase takes in empty words; None where another word in it or beside it has no link: whose meaning it is, nobody knows."
     start, end = first, last
@@ -60,7 +60,7 @@ def _inside(text: str, start: int, end: int, old: str, at: int, written: Counter
         new = lower(new[0], code) + new[1:]
     return capital(new, old, code) if at == 0 else new
 
-# %% ../nbs/30_sentences.ipynb #cell-006
+
 def phrase_table(
     rows: list,  # of {language: text}, both languages in each
     code: str,  # language of the texts
