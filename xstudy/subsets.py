@@ -121,7 +121,7 @@ def _set(source, card: Task, code: str, s: SubsetSettings, mlm: str) -> tuple[li
                             edited=sum(bool(r["edits"]) for r in mine), left_out=why[name], skipped=skipped))  # fmt: skip
     return rows, records
 
-
+# %% ../nbs/44_subsets.ipynb #cell-011
 def build_subset(source, s: SubsetSettings, folder: str | Path, mlm: str = "") -> dict:  # the manifest
     "Writes a subset; raises `SettingsError` for a folder that holds something, `DataError` where nothing can be made."
     folder, files, records = Path(folder), {}, []
@@ -144,7 +144,7 @@ def build_subset(source, s: SubsetSettings, folder: str | Path, mlm: str = "") -
         raise DataError(f"nothing could be made: {next((r['left_out'] for r in records if r['left_out']), 'there are no items')}")
     return _filed(source, s, folder, files, records)
 
-# %% ../nbs/44_subsets.ipynb #cell-011
+# %% ../nbs/44_subsets.ipynb #cell-012
 FORMAT = "xstudy-subset-1"
 
 
@@ -178,7 +178,7 @@ def _filed(source, s: SubsetSettings, folder: Path, files: dict, records: list) 
         raise StoreError(f"{folder} cannot be written ({e.strerror or e}): give another folder.") from None
     return manifest
 
-# %% ../nbs/44_subsets.ipynb #cell-013
+# %% ../nbs/44_subsets.ipynb #cell-014
 def card_text(s: SubsetSettings, records: list) -> str:
     "README.md of a subset."
     line = lambda r: f"| {r['task']} | {r['language']} | {r['attack']} | {r['items']} | {r['draws']} | {r['edited']} | {r['left_out'] or (str(len(r['skipped'])) + ' items skipped' if r['skipped'] else '')} |"
@@ -200,7 +200,7 @@ def card_text(s: SubsetSettings, records: list) -> str:
         "`xstudy subset verify FOLDER` checks hashes and edits. `xstudy subset score FOLDER predictions.jsonl` reads one object a line with `task`, `language`, `id`, `attack`, `draw` and",
         "`answer`: a label, a list of tags, the text of an answer ('' for none), or a list of passage ids, best first.", ""])  # fmt: skip
 
-# %% ../nbs/44_subsets.ipynb #cell-017
+# %% ../nbs/44_subsets.ipynb #cell-018
 @dataclass(frozen=True)
 class Subset:
     "A subset on disk."
@@ -246,7 +246,7 @@ def read_subset(folder: str | Path) -> Subset:
         raise DataError(f"there is no manifest.json of a subset ({FORMAT}): `xstudy subset build` writes such a folder.", folder)
     return Subset(Path(folder), manifest)
 
-# %% ../nbs/44_subsets.ipynb #cell-019
+# %% ../nbs/44_subsets.ipynb #cell-020
 def file_problems(s: Subset) -> list[str]:
     "Files that are missing, changed or too many."
     sums, out = s.manifest["files"], []
@@ -275,7 +275,7 @@ def row_problem(s: Subset, row: dict, clean, after) -> str:  # '' when all is we
         return "an edit that the task does not allow"
     return "" if allowed.allows(clean.texts, row["edits"], clean.language) else "more words are changed than the budget allows"
 
-# %% ../nbs/44_subsets.ipynb #cell-020
+# %% ../nbs/44_subsets.ipynb #cell-021
 def _originals(s: Subset, name: str, code: str, rows: list, source) -> dict:  # id -> example
     "Clean examples, from the source where there is one, else from the folder."
     if source is not None:
@@ -304,7 +304,7 @@ def verify_subset(folder: str | Path, source=None) -> list[str]:  # problems; em
         problems += [f"{t}: the source's files are not those that the subset was made of" for t in changed]
     return problems
 
-# %% ../nbs/44_subsets.ipynb #cell-024
+# %% ../nbs/44_subsets.ipynb #cell-025
 def _score(examples: list, answers: list) -> tuple[str, float]:  # the first metric of the task
     card = task(examples[0].task)
     if card.family == "retrieval":
@@ -339,7 +339,7 @@ def read_answers(s: Subset, path: str | Path, asked: dict) -> dict:  # (task, la
         raise DataError(f"{len(missing)} of {len(asked)} rows have no answer (first: {missing[0]}): answer every row of the subset.", path)
     return out
 
-# %% ../nbs/44_subsets.ipynb #cell-025
+# %% ../nbs/44_subsets.ipynb #cell-026
 def score_subset(folder: str | Path, path: str | Path, source=None) -> list[dict]:  # a row a task, language and attack
     "Each language's metric, clean and perturbed; raises `DataError` for answers that do not fit."
     s, asked = read_subset(folder), {}
