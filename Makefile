@@ -9,7 +9,7 @@ study: setup
 	$(BIN)/xstudy run $(PROFILE)
 
 test: setup
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
 
 faults: setup
 	$(BIN)/python tests/faults/faults.py

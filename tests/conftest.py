@@ -9,8 +9,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # two workers of two threads on two cor
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
+LONG = ("test_study", "test_faults", "test_runs", "test_provenance", "test_attack_commands", "test_perturbations", "test_store")
+
+
 def pytest_collection_modifyitems(items):
-    "`make test` runs on two processes: a file stays on one, for its fixtures are dear; notebooks fill in wherever there is room."
+    "`make test` runs on two processes: a file stays on one, for its fixtures are dear; the longest begin, notebooks fill in at the end."
+    order = {name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda x: len(LONG) + 1 if x.path.stem == "test_notebooks" else order.get(x.path.stem, len(LONG)))
     for item in items:
         if item.path.stem != "test_notebooks":
             item.add_marker(pytest.mark.xdist_group(item.path.stem))

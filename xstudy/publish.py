@@ -111,7 +111,8 @@ def context_of(study: Study, folder: Path, record: dict) -> dict:
         examples=json.loads((folder / "examples.json").read_text(encoding="utf-8"))[:12], withheld=result["withheld"],
         limits=limits_of(p, result, tables["gate"], read_table(folder / "tables" / "preservation.parquet")),
         claims=verdicts(tables["effects"], dict(source=p.source, withheld=result["withheld"])),
-        files={n: f"tables/{n}.csv" for n in ("arms", "gate", "accuracy", "effects", "stages")}, runs={key: f"runs/{q}.ipynb" for q, key in result["run"].items()},
+        files={n: f"tables/{n}.csv" for n in ("arms", "gate", "accuracy", "effects", "stages")},
+        runs={key: f"runs/{q}.ipynb" for q, key in result["run"].items() if (folder / "runs" / f"{q}.ipynb").is_file()},  # what another run executed lies there
     )  # fmt: skip
 
 # %% ../nbs/63_publish.ipynb #cell-009
