@@ -315,7 +315,7 @@ def test_a_stage_reads_its_examples_from_the_file(tokenizer):
     stage = StageSettings("lab-nli", 4000, seed=2)
     made = encode_examples(tokenizer, task_examples(LAB, "lab-nli", stage), pooling="siamese")
     lengths = np.array([len(f) for f in made])
-    plan = plan_stage({"lab-nli": lengths}, stage)
+    plan = plan_stage({"lab-nli": lengths}, stage, {"lab-nli": np.array([max(map(len, f.rows)) for f in made])})
     done = train_stage(fresh(tokenizer), tokenizer, stage_examples(LAB, stage), [], stage)
     assert done.steps == len(plan) and done.tokens == sum(int(lengths[b].sum()) for _, b in plan)
 

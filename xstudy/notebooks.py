@@ -453,7 +453,7 @@ def _said(job: dict, message, code: int | None, log: str) -> Exception:
 def _watch(job: dict, warm: bool, hear=None):
     "(last message or None or a sentence, exit code) of a child that runs `job`; it is ended with us."
     process, receive = _start(job, warm)
-    process.output = job["output"]
+    process.output = job.get("output", "")
     _running.add(process)
     try:
         message = _wait(process, receive, job, hear)
