@@ -31,7 +31,7 @@ class EncoderBench:
 
 CHOICES = {
     "lab-0.3m": EncoderBench(PretrainSettings("lab-0.3m", steps=1000)),
-    "lab-1m": EncoderBench(PretrainSettings("lab-1m", steps=1200, loop=LoopSettings(lr=2e-3)), StageSettings("lab-nli", 500_000, threads=2, loop=LoopSettings(lr=7e-4))),
+    "lab-1m": EncoderBench(PretrainSettings("lab-1m", steps=1500, loop=LoopSettings(lr=2e-3)), StageSettings("lab-nli", 500_000, threads=2, loop=LoopSettings(lr=7e-4))),
 }
 
 # %% ../nbs/74_bench_encoders.ipynb #cell-006
