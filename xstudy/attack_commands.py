@@ -115,7 +115,7 @@ def open_asked(a: Asked) -> Opened:
     there = data.languages(a.task)
     if unknown := [c for c in a.languages if c not in there]:
         raise DataError(f"{a.task} has no test items in {unknown[0]!r} here.{nearest(unknown[0], there)}")
-    predict = Predictor(*read_model(a.model, a.task, Store(Path(a.store).expanduser() if a.store else default_store()), a.labels))
+    predict = Predictor(*read_model(a.model, a.task, Store(a.store or default_store()), a.labels))
     return Opened(SaliencyPredictor(predict) if a.search == "greedy-gradient" else predict, data, card, tuple(a.languages or there))
 
 # %% ../nbs/70_attack_commands.ipynb #cell-010
@@ -153,14 +153,14 @@ def attack_language(a: Asked, o: Opened, code: str, told: Callable = lambda row:
     return goal, how, found, lost, ""
 
 # %% ../nbs/70_attack_commands.ipynb #cell-011
-def run_attack(a: Asked, told: Callable = lambda rows, finished: None) -> dict:  # results, examples, skipped, and the prediction table
+def run_attack(a: Asked, o: Opened, told: Callable = lambda rows, finished: None) -> dict:  # results, examples, skipped, and the prediction table
     "The work of `xstudy attack`; `told` hears all rows so far and how many of them are final."
     import pandas as pd
 
     from xstudy.attack import mark_edits
     from xstudy.structured import structured_table
 
-    o, rows, shown, skipped, tables = open_asked(a), [], [], [], []
+    rows, shown, skipped, tables = [], [], [], []
     for code in o.codes:
         goal, how, found, lost, note = attack_language(a, o, code, lambda row: told([*rows, row], len(rows)))
         rows.append(attack_row(code, goal, found, len(lost), note))
@@ -256,8 +256,9 @@ def attack(
     codes = () if languages == "all" else tuple(languages.replace(",", " ").split())
     a = Asked(model, task, codes, how, search or usual, budget, queries, items, source, root, store, file, target, mlm, listed(labels))
     with quiet_when(as_json), LiveRows(f"{how} by {a.search} search, at most {queries} questions an item", as_json) as live:
-        found = run_attack(a, live)
-        found |= dict(smooth=smooth_curve(a, open_asked(a), smooth, sigma, copies)) if smooth else {}
+        opened = open_asked(a)
+        found = run_attack(a, opened, live)
+        found |= dict(smooth=smooth_curve(a, opened, smooth, sigma, copies)) if smooth else {}
     tell(found, Path(out) if out else None, as_json)
 
 # %% ../nbs/70_attack_commands.ipynb #cell-016

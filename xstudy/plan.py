@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['NOTEBOOKS', 'HUB', 'CORE', 'GPU', 'LENGTH', 'IMPORTS', 'START', 'TEXT', 'ITEM', 'ASKED_SHARE', 'READING', 'REPORT',
-           'ROW', 'FIGURES', 'ORDER', 'ArmKeys', 'Keys', 'jobs_of', 'profile_file', 'Shape', 'shape_of', 'Rates',
-           'length_of', 'table_rates', 'measure', 'rates_of', 'encoder_seconds', 'stage_seconds', 'test_seconds',
-           'model_bytes', 'kind_of', 'experience', 'Row', 'Plan', 'plan_of', 'planned_seconds', 'problems', 'effects',
-           'plan_record']
+           'ROW', 'FIGURES', 'ORDER', 'ArmKeys', 'Keys', 'jobs_of', 'profile_file', 'Shape', 'given_model', 'shape_of',
+           'Rates', 'length_of', 'table_rates', 'measure', 'rates_of', 'encoder_seconds', 'stage_seconds',
+           'test_seconds', 'model_bytes', 'kind_of', 'experience', 'Row', 'Plan', 'plan_of', 'planned_seconds',
+           'problems', 'effects', 'plan_record']
 
 # %% ../nbs/55_plan.ipynb #cell-002
 import json, shutil, time
@@ -155,9 +155,14 @@ HUB = {  # shapes of encoders that may not be here
 }  # fmt: skip
 
 
+def given_model(p: Profile, name: str = "") -> str:
+    "The model that an encoder of the profile is, or is made of; '' for one that is pre-trained here."
+    return "" if name else p.encoder or (p.transplant.teacher if p.transplant else "")
+
+
 def shape_of(p: Profile, name: str = "") -> Shape:
     "The shape of an encoder of the profile; raises `SettingsError` for a hub id whose shape is not known here."
-    given = "" if name else p.encoder or (p.transplant.teacher if p.transplant else "")
+    given = given_model(p, name)
     if not given:
         s = pretrain_of(p, name)
         spec = encoder_spec(s.size)
@@ -222,7 +227,7 @@ def measure(p: Profile, name: str = "", seconds: float = 0.8) -> Rates:
 
     side = (length_of(p) - 4) // 2
     ids = [np.array([0, *range(5, 5 + side), 2, 2, *range(9, 9 + side), 2], dtype=np.int32) for _ in range(max(1, p.stage.batch_tokens // (2 * side + 4)))]
-    given, before = "" if name else p.encoder or (p.transplant.teacher if p.transplant else ""), _peak(reset=True)
+    given, before = given_model(p, name), _peak(reset=True)
     encoder = load_encoder(teacher_folder(given))[0] if given else new_encoder(encoder_spec(pretrain_of(p, name).size), shape_of(p, name).vocab, 0)
     model, tokens = PairClassifier(encoder, ("0", "1"), 0, p.stage.pooling), len(ids) * (2 * side + 4)
 
@@ -423,6 +428,13 @@ class _Planner(_Middle):
                 row.disk += size * (not trained) + sum(x[1] for x in left)
         row.tokens, row.texts = row.runs * a.target.tokens, row.runs * sum(asked.values())
 
+    def walk(self):
+        "All jobs, in the order in which one needs another."
+        self.encoders()
+        for name, a in self.arms.items():
+            self.arm(name, a)
+        self.readings()
+
     def readings(self):
         "The questions, and the noisy sets that all arms share."
         p, e = self.p, self.p.evaluation
@@ -457,10 +469,7 @@ def plan_of(
     for known in (have, None) if have else (None,):
         planner = _Planner(study, rates, known, factor)
         try:
-            planner.encoders()
-            for name, a in study.arms.items():
-                planner.arm(name, a)
-            planner.readings()
+            planner.walk()
             break
         except XstudyError as e:
             if known is None:
@@ -479,10 +488,7 @@ def planned_seconds(study: Study) -> dict[str, float]:
         planner = _Planner(study, {name: table_rates(p, name) for name in encoders_of(p)}, None, {})
     except SettingsError:
         return {}
-    planner.encoders()
-    for name, a in study.arms.items():
-        planner.arm(name, a)
-    planner.readings()
+    planner.walk()
     return planner.planned
 
 # %% ../nbs/55_plan.ipynb #cell-038
