@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
+from tiny import TINY
 
 from xstudy import attack_commands, cli
 from xstudy.encoders import EncoderSpec, new_encoder, train_tokenizer
@@ -18,21 +19,6 @@ from xstudy.tasks import task
 
 LAB = LabSource(LabSettings(text_per_language=60, parallel_rows=20, test=60))
 TASKS = ("lab-nli", "lab-ner", "lab-qa", "lab-retrieval", "lab-copa", "lab-topic")
-
-TINY = """
-name: tiny
-title: Far too small
-source: lab
-train: lab-nli
-target: lab-nli
-intermediate: [{task: lab-paws}, {task: lab-qqp}]
-lab: {text_per_language: 60, parallel_rows: 60, nli_train: 300, paws_train: 200, qqp_train: 200, dev: 30, test: 60}
-seeds: [0, 1]
-pretrain: {vocab: 600, steps: 30, batch: 16, contrast_batch: 8, threads: 1}
-intermediate_tokens: 2000
-target_tokens: 2000
-evaluation: {clean: 15, noise: 6, draws: 1, adaptive: 12, adaptive_languages: [en], queries: 12}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -325,7 +311,7 @@ def test_transfer_between_models(models, call, tmp_path):
 def test_transfer_in_a_finished_study_trains_nothing(call, tmp_path):
     from xstudy.study import finish_arm, open_study
 
-    (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("adaptive: 6, adaptive_languages: [en], queries: 4", "adaptive: 12, adaptive_languages: [en], queries: 12"))
     study = open_study(str(tmp_path / "tiny.yaml"), store=tmp_path / "store")
     for arm in ("direct", "paws"):
         for seed in study.profile.seeds:
