@@ -38,8 +38,8 @@ class AttackBench:
     model: str = "xlmr-4x256"  # a fresh XLM-R of four layers and width 256 (512 positions), 'minilm', or a folder with an encoder
     task: str = "lab-topic"  # of single sentences
     rows: int = 3000  # training examples, each seen twice
-    items: int = 50  # sentences attacked
-    stock_items: int = 5  # of these, for the slow side: the first so many
+    items: int = 200  # sentences attacked
+    stock_items: int = 20  # of these, for the slow side: the first so many
     lr: float = 1e-3
     threads: int = 2  # cores: of torch where a side has one process, which TextAttack always has on a CPU; our processes share them
     processes: int = 2  # of our side, above 1 with `Workers`
@@ -315,8 +315,8 @@ def bench_attack(
     repeats: int = 5,
     models: tuple = ("xlmr-4x256", "minilm"),  # of `CHOICES`
     sides: tuple = SIDES,
-    items: int = 50,
-    stock_items: int | None = None,  # these options: where not the setting's own
+    items: int | None = None,  # these options: where not the setting's own
+    stock_items: int | None = None,
     rows: int | None = None,
     threads: int | None = None,
     processes: int | None = None,
@@ -329,7 +329,7 @@ def bench_attack(
             raise SettingsError(f"{m!r} cannot be measured.{nearest(m, list(CHOICES))}")
     if {"stock", "fixed"} & set(sides):
         textattack_python(textattack)
-    given = dict(stock_items=stock_items, rows=rows, threads=threads, processes=processes, precision=precision)
-    more = dict(items=items) | {k: v for k, v in given.items() if v is not None}
+    given = dict(items=items, stock_items=stock_items, rows=rows, threads=threads, processes=processes, precision=precision)
+    more = {k: v for k, v in given.items() if v is not None}
     found = {m: compare_attacks(replace(CHOICES[m], **more), repeats, sides, textattack) for m in models}
     return dict(models=found, ratios=found[models[0]]["ratios"] if models else {})

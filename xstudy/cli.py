@@ -248,7 +248,7 @@ def bench_attack_(
     repeats: Annotated[int, typer.Option(help="Turns of every side.")] = 5,
     models: Annotated[str, typer.Option(help="Any of xlmr-4x256 and minilm, with commas.")] = "xlmr-4x256,minilm",
     sides: Annotated[str, typer.Option(help="Any of ours, exact, stock, fixed, with commas.")] = "ours,exact,stock,fixed",
-    items: Annotated[int, typer.Option(help="Examples attacked.")] = 50,
+    items: Annotated[Optional[int], typer.Option(help="Examples attacked; 200, and 20 of them by the slow side, stock, where not given.")] = None,
     textattack: Annotated[str, typer.Option(help="Folder (or Python) of the environment that has TextAttack. Default: XSTUDY_TEXTATTACK.")] = "",
     as_json: Json = False,
 ):

@@ -7,7 +7,7 @@ __all__ = ['READ', 'NEVER', 'save_classifier', 'load_classifier', 'Batch', 'by_s
            'TaskModel', 'two_texts', 'PairClassifier', 'save_model', 'load_model']
 
 # %% ../nbs/22_heads.ipynb #cell-002
-import json
+import contextlib, json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from .core import DataError, ModelError, SettingsError, nearest, seed_for
 from .encoders import check_model_folder, load_encoder, pad, pool, save_encoder
 from .features import Feature, encode_pairs as encode_pairs, head_of
 from .predict import Predictor as Predictor
+from .speed import first_only
 
 # %% ../nbs/22_heads.ipynb #cell-005
 @dataclass
@@ -196,7 +197,10 @@ class _Vectors(_Batches):
 
     def vectors(self, batch: Batch, embeddings: torch.Tensor | None = None) -> torch.Tensor:
         "One vector a row [R, width], in the order of slots; of pooled families."
-        return pool(self.hidden(batch, embeddings), batch.mask, "cls" if self.pooling == "cls" else "mean")[batch.extra["back"]]
+        if self.pooling != "cls":
+            return pool(self.hidden(batch, embeddings), batch.mask, "mean")[batch.extra["back"]]
+        with first_only(self.encoder) if self.layer is None else contextlib.nullcontext():
+            return self.hidden(batch, embeddings)[:, 0][batch.extra["back"]]
 
 # %% ../nbs/22_heads.ipynb #cell-014
 class TaskModel(_Vectors):

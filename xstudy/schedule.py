@@ -184,7 +184,7 @@ class _Processes:
         make: Callable,  # makes the predictor, in each process: an importable function, such as `load_predictor`
         arguments: tuple = (),  # of `make`
         processes: int = 2,
-        piece: int = 32,  # texts a piece: large enough to be read fast, small enough that nobody waits for the last
+        piece: int = 64,  # texts a piece at most: large enough to be read fast, small enough that nobody waits for the last
         threads: int = 1,  # of torch, in each process
     ):
         from xstudy.schedule import _serve  # also where this is a notebook
@@ -219,7 +219,10 @@ class Workers(_Processes):
 
     def __call__(self, texts: list):
         "Answers in the order asked; raises `RunError` when a process fails."
-        todo, busy, out = in_pieces(texts, self.piece)[::-1], {}, [None] * len(texts)  # the longest first
+        if not self._made:
+            raise RunError("these processes have ended: make them anew.")
+        size = max(1, min(self.piece, -(-len(texts) // len(self._made))))
+        todo, busy, out = in_pieces(texts, size)[::-1], {}, [None] * len(texts)  # the longest first
         idle = [pipe for _, pipe in self._made]
         while todo or busy:
             while todo and idle:
