@@ -233,7 +233,7 @@ def load_encoder(
     tokenizer.model_max_length = min(limit, max_length or limit)
     return model, tokenizer
 
-
+# %% ../nbs/20_encoders.ipynb #cell-021
 @contextlib.contextmanager
 def _named(what: str, mend: str):
     "Any failure inside as one `ModelError`. `transformers` is silent: what its report of the weights says, `check_loaded` says."
@@ -266,7 +266,7 @@ def check_loaded(name: str, model, info: dict, tokenizer):
     if len(tokenizer) > (rows := model.get_input_embeddings().num_embeddings):
         raise ModelError(f"{name}: the tokenizer knows {len(tokenizer)} pieces and the model {rows}: they are not of one model.")
 
-# %% ../nbs/20_encoders.ipynb #cell-020
+# %% ../nbs/20_encoders.ipynb #cell-022
 def looks_local(name: str) -> bool:
     "Whether a name means a folder rather than a hub id (`owner/model`)."
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()

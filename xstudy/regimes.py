@@ -312,12 +312,14 @@ class Average(nn.Module):
         means = {k.replace("/", "."): v for k, v in self.named_buffers()}
         return {n: v for n, v in means.items() if model is self._model() or n.startswith("encoder.")}
 
-    @torch.no_grad()
-    def answers(self, model: nn.Module, *inputs) -> tuple:
-        "What the model says with these weights."
-        return torch.func.functional_call(model, self.known(model), inputs)
+    def divergence(self, model: nn.Module, batch, clean: tuple, keep: float) -> Tensor:
+        "How far the model's answers `clean` are from those with the mean of its weights, after `update`."
+        self.update(model, keep)
+        with torch.no_grad():
+            before = torch.func.functional_call(model, self.known(model), (batch,))
+        return symmetric_kl(clean, before, batch.gold)
 
-
+# %% ../nbs/23_regimes.ipynb #cell-034
 @register_regime
 @dataclass(eq=False)
 class SMART(Regime):
@@ -359,13 +361,10 @@ class SMART(Regime):
             text = model.embed(batch)
             clean = model(batch, text)
             worst = model(batch, text + self.perturbation(model, batch, text, clean, gen))
-            loss = model.loss(batch, clean) + self.weight * symmetric_kl(worst, clean, batch.gold)
-            if self.proximal:
-                self.made().update(model, self.momentum)
-                loss = loss + self.proximal * symmetric_kl(clean, self.made().answers(model, batch), batch.gold)
-            yield loss
+            near = self.proximal * self.made().divergence(model, batch, clean, self.momentum) if self.proximal else 0.0
+            yield model.loss(batch, clean) + self.weight * symmetric_kl(worst, clean, batch.gold) + near
 
-# %% ../nbs/23_regimes.ipynb #cell-039
+# %% ../nbs/23_regimes.ipynb #cell-040
 def in_ball(like: Tensor, radius: float, gen: torch.Generator) -> Tensor:
     "For each token a point drawn uniformly from the ball of `radius`, in the shape of `like` [R, T, width]."
     direction = torch.randn(like.shape, generator=gen)
@@ -387,7 +386,7 @@ class RandomPerturbation(Regime):
         text = model.embed(batch)
         yield model.loss(batch, model(batch, text + in_ball(text, self.eps, gen) * token_mask(batch, text)))
 
-# %% ../nbs/23_regimes.ipynb #cell-042
+# %% ../nbs/23_regimes.ipynb #cell-043
 def _refuse_unchanged(name: str, old: list, new: list):
     if old and not any(a.texts != b.texts for a, b in zip(old, new)):
         raise DataError(f"regime {name!r} changed none of {len(old)} examples: its tables do not fit these texts or languages.")
@@ -436,7 +435,7 @@ class CodeMixing(Regime):
         _refuse_unchanged(self.name, examples, new)
         return new
 
-# %% ../nbs/23_regimes.ipynb #cell-046
+# %% ../nbs/23_regimes.ipynb #cell-047
 class _Reverse(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight):
@@ -483,7 +482,7 @@ class LanguageAdversarial(Regime):
         guess = self.made()(reverse(pool(hidden, mask, "mean"), self.weight))
         yield F.cross_entropy(guess.float(), language)
 
-# %% ../nbs/23_regimes.ipynb #cell-050
+# %% ../nbs/23_regimes.ipynb #cell-051
 class _Clock(nn.Module):
     def __init__(self):
         super().__init__()
@@ -526,7 +525,7 @@ class AttackInTheLoop(Regime):
         for b in batches:
             yield model.loss(b) * (self.share / len(batches))
 
-# %% ../nbs/23_regimes.ipynb #cell-054
+# %% ../nbs/23_regimes.ipynb #cell-055
 def step_costs(
     regimes: dict,  # name -> Regime; the first is what the others are divided by
     model: nn.Module,  # is copied
