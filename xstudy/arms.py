@@ -70,7 +70,7 @@ def _under(p: Profile, name: str) -> dict:
     "The settings of a stage under a regime."
     return dict(regime=name, options=p.factors.options.get(name, {}))
 
-
+# %% ../nbs/50_arms.ipynb #cell-008
 def _adversarial(p: Profile) -> list[Arm]:
     i = p.intermediate[-1]
     plain = {s: after(p, i, s, "control", times=float(s[2:])) for s in sorted({_times(p, r) for r in p.factors.regimes})}
@@ -94,11 +94,15 @@ def _domains(p: Profile) -> list[Arm]:
     return [after(p, i) for d in p.factors.domains for i in d.tasks]
 
 
+def _beside(p: Profile) -> list[Arm]:
+    "Controls and doses of the single tasks."
+    doses = [after(p, p.intermediate[0], f"-dose-{100 * x:g}", "control", share=x) for x in p.factors.doses]
+    return [*(after(p, i, role="control") for i in p.factors.controls), *doses]
+
+
 def _first(p: Profile) -> list[Arm]:
     more = replace(target_of(p, True), task=f"{p.train}+{p.factors.extra}")
-    single, controls = [after(p, i) for i in p.intermediate], [after(p, i, role="control") for i in p.factors.controls]
-    doses = [after(p, p.intermediate[0], f"-dose-{100 * x:g}", "control", share=x) for x in p.factors.doses]
-    return [*single, *controls, *doses, *([Arm(f"with-{p.factors.extra}", None, more)] if p.factors.extra else [])]
+    return [*(after(p, i) for i in p.intermediate), *_beside(p), *([Arm(f"with-{p.factors.extra}", None, more)] if p.factors.extra else [])]
 
 
 def _transfer(p: Profile) -> list[Arm]:
@@ -115,12 +119,12 @@ def arms(p: Profile, question: str = "rq1") -> dict[str, Arm]:
     common = _common(p)[: 1 if question == "validity" else None]
     return {a.name: a for a in (*common, *_ARMS[question](p))}
 
-# %% ../nbs/50_arms.ipynb #cell-008
+# %% ../nbs/50_arms.ipynb #cell-009
 def all_arms(p: Profile) -> dict[str, Arm]:
     "The arms of all questions of the profile, each once."
     return {name: a for q in p.questions for name, a in arms(p, q).items()}
 
-# %% ../nbs/50_arms.ipynb #cell-011
+# %% ../nbs/50_arms.ipynb #cell-012
 @dataclass(frozen=True)
 class Contrast:
     "A comparison fixed before the run: what has positive weight minus what has negative."
@@ -153,7 +157,7 @@ def less(plus, minus, languages: tuple = (), weight: float = 1.0) -> tuple[Cell,
     sides = [((x,) if isinstance(x, str) else tuple(x), w) for x, w in ((plus, weight), (minus, -weight))]
     return tuple(Cell(a, w / len(names), languages) for names, w in sides for a in names)
 
-# %% ../nbs/50_arms.ipynb #cell-014
+# %% ../nbs/50_arms.ipynb #cell-015
 def _name(plus: str, minus: str = "token_matched") -> str:
     return f"{plus}_vs_{minus}".replace("-", "_")
 
@@ -161,9 +165,8 @@ def _name(plus: str, minus: str = "token_matched") -> str:
 def _rq1(p: Profile, single) -> list:
     tasks, base = tuple(short_name(i.task) for i in p.intermediate), "direct-matched"
     more = [f"with-{p.factors.extra}"] if p.factors.extra else []
-    beside = [a.name for a in _first(p) if a.role == "control"]
     return [("main", "itt_mean_vs_token_matched", less(tasks, base)), *(single(t, base) for t in (*tasks, *more)),
-            *(single(a, base, "control") for a in ("direct", *beside))]  # fmt: skip
+            *(single(a, base, "control") for a in ("direct", *(b.name for b in _beside(p))))]  # fmt: skip
 
 
 def _rq2(p: Profile, single) -> list:
@@ -206,7 +209,7 @@ def _rq5(p: Profile, single) -> list:
 def _without(codes: tuple) -> tuple:
     return tuple(c for c in LANGUAGES if c not in codes and c != "en")
 
-# %% ../nbs/50_arms.ipynb #cell-015
+# %% ../nbs/50_arms.ipynb #cell-016
 def _validity(p: Profile, single) -> list:
     variants, others, resource = p.factors.variants, _without(()), []
     rotations = [("direct", ""), *((f"direct-on-{v.name}", v.name) for v in variants if "shares" in v.lab)]
@@ -243,7 +246,7 @@ def main_measures(p: Profile, question: str = "rq1") -> list[str]:
     "Names of the measures of a question's main contrast: accuracy under attack, and the drop to it; for validity, clean accuracy."
     return ["clean"] if question == VALIDITY.id else [f"{k}_{a}" for k in ("adv", "drop_adv") for a in p.evaluation.attacks]
 
-# %% ../nbs/50_arms.ipynb #cell-018
+# %% ../nbs/50_arms.ipynb #cell-019
 def power(p: Profile, clusters: int | None = None, tests: int | None = None, question: str = "") -> dict:
     "Standard error and detectable effect (proportions) of a question's main contrast, the first's for '', at the profile's planned standard deviations."
     clusters = clusters or max(2, (p.evaluation.adaptive or p.evaluation.clean) // 3)

@@ -9,7 +9,7 @@ __all__ = ['SIZES', 'CONTROLS', 'SPECIAL', 'FAMILIES', 'EncoderSpec', 'ShallowSp
            'looks_local']
 
 # %% ../nbs/20_encoders.ipynb #cell-002
-import io, json
+import contextlib, io, json, re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -210,22 +210,22 @@ def load_encoder(
     name: str | Path,  # a folder with config.json and *.safetensors, or a hub id such as 'FacebookAI/xlm-roberta-base'
     max_length: int | None = None,  # tokens a pair may have; default: what the model can read, at most 512
 ):  # (encoder, tokenizer)
-    "An encoder and its tokenizer; raises `ModelError` with one sentence for a folder or id that cannot be used."
+    "An encoder and its tokenizer; raises `ModelError` with one sentence for a folder or id that cannot be used, `SettingsError` for a `max_length` below 8."
     local = Path(name).expanduser()
+    if max_length is not None and max_length < 8:
+        raise SettingsError(f"max_length {max_length} leaves no room for two texts: give 8 pieces or more.")
     if looks_local(str(name)):
         check_model_folder(local)
     where = str(local) if local.is_dir() else str(name)
-    try:
+    with _named(f"{name} cannot be loaded as an encoder", "copy the model again, or check its name"):
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         if config.model_type not in FAMILIES:
             raise ModelError(f"{name} is a {config.model_type}, which is no encoder that is read here: give one of {', '.join(sorted(FAMILIES))}.")
         config._attn_implementation = attention_for(getattr(config, "hidden_size", 768)) if config.model_type != "deberta-v2" else "eager"
         extra = dict(trust_remote_code=False, use_safetensors=True, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True)
         model, info = AutoModel.from_pretrained(where, config=config, **extra, **FAMILIES[config.model_type])
+    with _named(f"The tokenizer of {name} cannot be read", "copy tokenizer.json again, from the same model"):
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, SafetensorError) as e:
-        first = " ".join(str(e).split())[:200]
-        raise ModelError(f"{name} cannot be loaded as an encoder: {first}") from None
     check_loaded(str(name), model, info, tokenizer)
     tokenizer.backend_tokenizer.no_padding()  # some checkpoints pad every text to a fixed length, a single word too
     tokenizer.backend_tokenizer.no_truncation()
@@ -233,18 +233,40 @@ def load_encoder(
     tokenizer.model_max_length = min(limit, max_length or limit)
     return model, tokenizer
 
+# %% ../nbs/20_encoders.ipynb #cell-021
+@contextlib.contextmanager
+def _named(what: str, mend: str):
+    "Any failure inside as one `ModelError`. `transformers` is silent: what its report of the weights says, `check_loaded` says."
+    before = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as e:  # every library below has errors of its own, `tokenizers` even the bare class
+        raise ModelError(f"{what} ({' '.join(str(e).split())[:200]}): {mend}.") from None
+    finally:
+        hf_logging.set_verbosity(before)
+
+
+_LAYER = re.compile(r"(^|\.)layers?\.\d+\.")
+
 
 def check_loaded(name: str, model, info: dict, tokenizer):
-    "Raises `ModelError` when weights are missing or of another shape, or when the tokenizer is none of ours to use or not the model's."
+    "Raises `ModelError` when weights are missing, of another shape, left over or no numbers, or when the tokenizer is none of ours to use or not the model's."
     odd = sorted(str(k[0] if isinstance(k, tuple) else k) for k in [*info["missing_keys"], *info["mismatched_keys"]])
     if odd := [k for k in odd if "pooler" not in k and "position_ids" not in k]:
         raise ModelError(f"{name}: {len(odd)} weights that config.json asks for are missing or of another shape (the first is {odd[0]}): copy the whole model again.")
+    if more := sorted(k for k in info["unexpected_keys"] if _LAYER.search(k)):
+        raise ModelError(f"{name} has {len(more)} weights of layers that config.json does not ask for (the first is {more[0]}): copy the model's own config.json.")
+    if odd := [n for n, p in model.named_parameters() if not torch.isfinite(p.detach().sum())]:
+        raise ModelError(f"{name}: {odd[0]} holds something that is no number: its training diverged or the file is damaged; copy the model again.")
     if not getattr(tokenizer, "backend_tokenizer", None) or len(tokenizer) < 10:
         raise ModelError(f"{name} has no tokenizer that can be read fast: add its tokenizer.json.")
     if len(tokenizer) > (rows := model.get_input_embeddings().num_embeddings):
         raise ModelError(f"{name}: the tokenizer knows {len(tokenizer)} pieces and the model {rows}: they are not of one model.")
 
-# %% ../nbs/20_encoders.ipynb #cell-020
+# %% ../nbs/20_encoders.ipynb #cell-022
 def looks_local(name: str) -> bool:
     "Whether a name means a folder rather than a hub id (`owner/model`)."
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()

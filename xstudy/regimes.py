@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['REGIMES', 'RESOLVED', 'option', 'Regime', 'check_option', 'register_regime', 'regime', 'cost_of', 'Plain',
            'step_gradients', 'per_example', 'norms', 'token_mask', 'uniform', 'random_start', 'ascend',
-           'inner_gradient', 'PGD', 'FreeLB', 'symmetric_kl', 'resolving', 'R3F', 'SMART', 'in_ball',
-           'RandomPerturbation', 'NeighbourAugmentation', 'CodeMixing', 'reverse', 'LanguageAdversarial',
+           'inner_gradient', 'PGD', 'one_dropout', 'FreeLB', 'symmetric_kl', 'resolving', 'R3F', 'Average', 'SMART',
+           'in_ball', 'RandomPerturbation', 'NeighbourAugmentation', 'CodeMixing', 'reverse', 'LanguageAdversarial',
            'AttackInTheLoop', 'step_costs']
 
 # %% ../nbs/23_regimes.ipynb #cell-002
@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import math
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
@@ -206,6 +207,14 @@ class PGD(Regime):
         yield model.loss(batch, model(batch, model.embed(batch) + delta))
 
 # %% ../nbs/23_regimes.ipynb #cell-022
+@contextlib.contextmanager
+def one_dropout(batch, gen: torch.Generator):
+    "Inside, dropout draws what it draws in every block of the step that `gen` belongs to; outside, nothing is drawn."
+    with torch.random.fork_rng(devices=[batch.ids.device] if batch.ids.is_cuda else []):
+        torch.manual_seed(seed_for("dropout", gen.initial_seed()))
+        yield
+
+
 @register_regime
 @dataclass(eq=False)
 class FreeLB(Regime):
@@ -229,7 +238,9 @@ class FreeLB(Regime):
         delta = random_start(text.detach(), batch, self.init, gen)
         for k in range(1, self.steps + 1):
             delta.requires_grad_(k < self.steps)
-            yield model.loss(batch, model(batch, text + delta)) / self.steps
+            with one_dropout(batch, gen):
+                loss = model.loss(batch, model(batch, text + delta)) / self.steps
+            yield loss
             if k < self.steps:
                 if delta.grad is None:
                     raise SettingsError("regime 'freelb': call backward() on each part before asking for the next.")
@@ -281,23 +292,58 @@ class R3F(Regime):
             yield model.loss(batch, clean) + self.weight * symmetric_kl(noisy, clean, batch.gold)
 
 # %% ../nbs/23_regimes.ipynb #cell-033
+class Average(nn.Module):
+    "The running mean of a model's weights, as buffers."
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self._model = weakref.ref(model)
+        for name, p in model.named_parameters():
+            self.register_buffer(name.replace(".", "/"), p.detach().clone())
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, keep: float):
+        "keep times the mean, plus the rest of the weights as they are."
+        for name, mean in self.known(model).items():
+            mean.lerp_(model.get_parameter(name), 1 - keep)
+
+    def known(self, model: nn.Module) -> dict[str, Tensor]:
+        "name -> mean, of the model it was made of; of another task's model, which has another head, those of the encoder."
+        means = {k.replace("/", "."): v for k, v in self.named_buffers()}
+        return {n: v for n, v in means.items() if model is self._model() or n.startswith("encoder.")}
+
+    def divergence(self, model: nn.Module, batch, clean: tuple, keep: float) -> Tensor:
+        "How far the model's answers `clean` are from those with the mean of its weights, after `update`."
+        self.update(model, keep)
+        with torch.no_grad():
+            before = torch.func.functional_call(model, self.known(model), (batch,))
+        return symmetric_kl(clean, before, batch.gold)
+
+# %% ../nbs/23_regimes.ipynb #cell-034
 @register_regime
 @dataclass(eq=False)
 class SMART(Regime):
     "Smooth answers under the worst small perturbation."
 
     name: ClassVar[str] = "smart"
-    source: ClassVar[str] = "Jiang et al. (2020); sizes as in mt-dnn; without the Bregman proximal point"
+    source: ClassVar[str] = "Jiang et al. (2020); sizes as in mt-dnn"
     steps: int = 1
     step_size: float = 1e-5  # eta
     eps: float = 1e-5  # largest change of a coordinate
     init: float = 1e-5  # sigma of the random start
     weight: float = 1.0  # lambda
+    proximal: float = 0.0  # mu, weight of the Bregman proximal point; 0 = without
+    momentum: float = option(0.99, most=1)  # beta of its average
 
     @property
     def cost(self) -> float:
-        "Passes a step."
-        return 2 + self.steps
+        "Passes a step; the proximal point's own is forwards only."
+        return 2 + self.steps + (self.proximal > 0)
+
+    def modules(self, model) -> nn.Module | None:
+        "The average of the weights, where it is asked for."
+        self._made = Average(model) if self.proximal else None
+        return self._made
 
     def perturbation(self, model, batch, text: Tensor, clean: tuple, gen: torch.Generator) -> Tensor:
         "delta [R, T, width] after all steps, no coordinate larger than eps."
@@ -310,14 +356,15 @@ class SMART(Regime):
         return delta
 
     def parts(self, model, batch, gen: torch.Generator) -> Iterator[Tensor]:
-        "Loss plus weighted divergence, in one part."
+        "Loss plus weighted divergences, in one part."
         with resolving(batch, self.eps):
             text = model.embed(batch)
             clean = model(batch, text)
             worst = model(batch, text + self.perturbation(model, batch, text, clean, gen))
-            yield model.loss(batch, clean) + self.weight * symmetric_kl(worst, clean, batch.gold)
+            near = self.proximal * self.made().divergence(model, batch, clean, self.momentum) if self.proximal else 0.0
+            yield model.loss(batch, clean) + self.weight * symmetric_kl(worst, clean, batch.gold) + near
 
-# %% ../nbs/23_regimes.ipynb #cell-037
+# %% ../nbs/23_regimes.ipynb #cell-040
 def in_ball(like: Tensor, radius: float, gen: torch.Generator) -> Tensor:
     "For each token a point drawn uniformly from the ball of `radius`, in the shape of `like` [R, T, width]."
     direction = torch.randn(like.shape, generator=gen)
@@ -339,7 +386,7 @@ class RandomPerturbation(Regime):
         text = model.embed(batch)
         yield model.loss(batch, model(batch, text + in_ball(text, self.eps, gen) * token_mask(batch, text)))
 
-# %% ../nbs/23_regimes.ipynb #cell-040
+# %% ../nbs/23_regimes.ipynb #cell-043
 def _refuse_unchanged(name: str, old: list, new: list):
     if old and not any(a.texts != b.texts for a, b in zip(old, new)):
         raise DataError(f"regime {name!r} changed none of {len(old)} examples: its tables do not fit these texts or languages.")
@@ -388,7 +435,7 @@ class CodeMixing(Regime):
         _refuse_unchanged(self.name, examples, new)
         return new
 
-# %% ../nbs/23_regimes.ipynb #cell-044
+# %% ../nbs/23_regimes.ipynb #cell-047
 class _Reverse(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight):
@@ -430,12 +477,12 @@ class LanguageAdversarial(Regime):
     def parts(self, model, batch, gen: torch.Generator) -> Iterator[Tensor]:
         "The task's loss, then the discriminator's."
         yield model.loss(batch)
-        ids, mask, language = self.unlabelled(gen)
+        ids, mask, language = (x.to(batch.ids.device) for x in self.unlabelled(gen))
         hidden = model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         guess = self.made()(reverse(pool(hidden, mask, "mean"), self.weight))
         yield F.cross_entropy(guess.float(), language)
 
-# %% ../nbs/23_regimes.ipynb #cell-048
+# %% ../nbs/23_regimes.ipynb #cell-051
 class _Clock(nn.Module):
     def __init__(self):
         super().__init__()
@@ -478,7 +525,7 @@ class AttackInTheLoop(Regime):
         for b in batches:
             yield model.loss(b) * (self.share / len(batches))
 
-# %% ../nbs/23_regimes.ipynb #cell-052
+# %% ../nbs/23_regimes.ipynb #cell-055
 def step_costs(
     regimes: dict,  # name -> Regime; the first is what the others are divided by
     model: nn.Module,  # is copied

@@ -140,23 +140,21 @@ def attack_batches(source, tokenizer, examples: list, name: str = "typo", items:
     return found
 
 # %% ../nbs/53_stages.ipynb #cell-014
+_GIVEN = {  # regime -> what it is given of (source, stage, tokenizer, examples, languages) besides its numbers
+    "rs-da": lambda source, stage, tokenizer, examples, languages: dict(neighbours={"en": synonyms(dictionaries(source, languages).values())}),
+    "cat": lambda source, stage, tokenizer, examples, languages: dict(tables={("en", c): invert(words) for c, words in dictionaries(source, languages).items()}),
+    "language-adversarial": lambda source, stage, tokenizer, examples, languages: dict(zip(("unlabelled", "languages"), unlabelled_batches(source, tokenizer, languages))),
+    "attack-in-the-loop": lambda source, stage, tokenizer, examples, languages: dict(attack=attack_batches(source, tokenizer, examples[stage.tasks[0]])),
+}
+READS_MORE = tuple(_GIVEN)  # regimes that read dictionaries or text besides examples
+
+
 def stage_regime(source, stage: StageSettings, tokenizer, examples: dict[str, list], languages) -> Regime:
     "The regime of a stage, with tables, texts or attack made from the source."
-    given = dict(stage.options)
-    if stage.regime == "rs-da":
-        given["neighbours"] = {"en": synonyms(dictionaries(source, languages).values())}
-    if stage.regime == "cat":
-        given["tables"] = {("en", code): invert(words) for code, words in dictionaries(source, languages).items()}
-    if stage.regime == "language-adversarial":
-        given["unlabelled"], given["languages"] = unlabelled_batches(source, tokenizer, languages)
-    if stage.regime == "attack-in-the-loop":
-        given["attack"] = attack_batches(source, tokenizer, examples[stage.tasks[0]])
-    return regime(stage.regime, **given)
+    more = _GIVEN[stage.regime](source, stage, tokenizer, examples, languages) if stage.regime in READS_MORE else {}
+    return regime(stage.regime, **more | stage.options)
 
 
 def stage_text(source, stage: StageSettings, tokenizer) -> Corpus | None:
     "Unlabelled text for a stage that mixes in masked language modelling."
     return Corpus.read(source.text(), [], tokenizer) if stage.mlm else None
-
-
-READS_MORE = ("rs-da", "cat", "language-adversarial", "attack-in-the-loop")  # regimes that read dictionaries or text besides examples

@@ -6,8 +6,8 @@
 __all__ = ['MINIMUM_SEEDS', 'PROCEDURES', 'PROCEDURE', 'TESTABLE', 'MEASURES', 'KINDS', 'half_width', 'hierarchical_bootstrap',
            'simulated_differences', 'coverage', 'Effect', 'detectable_effect', 'planned', 'variance_components',
            'paired_effect', 'holm', 'family', 'effects_table', 'Equivalence', 'equivalence', 'partial_conjunction',
-           'measured', 'contrast_arrays', 'paired_arrays', 'contrast', 'passing', 'Cell', 'contrast_cells',
-           'contrast_by_language', 'one_sided', 'Verdict', 'verdict', 'mixed_logistic']
+           'measured', 'Cell', 'passing', 'contrast_cells', 'contrast', 'contrast_by_language', 'one_sided', 'Verdict',
+           'verdict', 'mixed_logistic']
 
 # %% ../nbs/41_stats.ipynb #cell-002
 import math, warnings
@@ -366,42 +366,56 @@ def measured(
     items = paired_items(table, mode, attack, budget, task, outcome)
     return items.assign(drop=items["clean"] - items["robust"]), value
 
-# %% ../nbs/41_stats.ipynb #cell-051
-def contrast_arrays(
-    table: pd.DataFrame,  # prediction table
-    treatment_arms,  # one name or several
-    control_arm: str,
-    measure: str,  # one of MEASURES
-    languages=None,  # all where left out
-    attack: str | None = None,
-    budget: float | None = None,
-    task: str | None = None,
-    outcome: str = "correct",
-) -> tuple:  # treatment [S, G], control [S, G], weights [G], note (seeds left out)
-    "The arrays of a contrast, paired by seed and item; raises `DataError` for a missing arm or language, or unequal items."
-    return paired_arrays(*measured(table, measure, attack, budget, task, outcome), treatment_arms, control_arm, measure, languages)
+# %% ../nbs/41_stats.ipynb #cell-052
+@dataclass(frozen=True)
+class Cell:
+    "One term of a contrast: the mean of an arm over languages, times a weight."
+
+    arm: str
+    weight: float = 1.0  # negative: subtracted
+    languages: tuple[str, ...] = ()  # those of them that the measure was taken in; all where empty
 
 
-def paired_arrays(items: pd.DataFrame, value: str, treatment_arms, control_arm: str, measure: str, languages=None) -> tuple:
-    "`contrast_arrays` of rows and column that `measured` gave."
-    arms = [treatment_arms] if isinstance(treatment_arms, str) else list(treatment_arms)
-    for column, wanted in (("arm", [*arms, control_arm]), ("language", languages or [])):
-        if missing := sorted(set(wanted) - set(items[column].unique())):
-            there = ", ".join(sorted(items[column].unique()))
-            raise DataError(f"the {measure} rows hold no {column} {', '.join(missing)}: there are {there}.")
-    items = items[items["arm"].isin([*arms, control_arm]) & (items["language"].isin(languages) if languages else True)]
-    have = {a: set(items.loc[items["arm"] == a, "seed"].unique()) for a in [*arms, control_arm]}
-    seeds, every = set.intersection(*have.values()), set.union(*have.values())
-    if not seeds or not arms:
-        raise DataError(f"no seed was run for all of {', '.join(have)}: a paired contrast needs shared seeds.")
-    part = items[items["seed"].isin(seeds)]
-    cells = {a: part[part["arm"] == a] for a in have}
-    asked = {a: set(zip(c["language"], c["item"])) for a, c in cells.items()}
-    if odd := [a for a in arms if asked[a] != asked[control_arm]]:
-        raise DataError(f"arm {odd[0]!r} answered other items than {control_arm!r}: a paired contrast needs the same.")
-    got = {a: seed_by_cluster(c, value, f"arm {a}, {measure}") for a, c in cells.items()}
-    note = f"seeds {', '.join(map(str, sorted(every - seeds)))} not run for all arms, left out" if every - seeds else ""
-    return np.mean([got[a][0] for a in arms], axis=0), got[control_arm][0], got[control_arm][1], note
+def passing(languages, gate: pd.DataFrame | None) -> tuple[list, tuple]:  # languages to use, notes that withhold a verdict
+    "The languages that pass the gate; all of them, with a note, where none does."
+    wanted = sorted(languages)
+    kept = wanted if gate is None else sorted(set(wanted) & set(gate.loc[gate["passed"], "language"]))
+    return kept or wanted, () if kept else ("no language passes the gate: verdict withheld",)
+
+# %% ../nbs/41_stats.ipynb #cell-053
+def contrast_cells(
+    items: pd.DataFrame,  # rows from `measured`
+    value: str,  # column from `measured`
+    cells,  # of `Cell`, some with positive and some with negative weight
+    measure: str,
+    gate: pd.DataFrame | None = None,  # from `metrics.gate`
+    alpha: float = 0.05,
+    name: str = "",
+    notes: tuple = (),  # reasons known beforehand why no verdict is allowed
+) -> Effect:
+    "The weighted sum of cells, paired by seed and premise; raises `DataError` for a missing arm, no shared seed, or items that not all cells have."
+    if missing := sorted({c.arm for c in cells} - set(items["arm"].unique())):
+        raise DataError(f"the {measure} rows hold no arm {', '.join(missing)}: there are {', '.join(sorted(items['arm'].unique()))}.")
+    have = [set(items.loc[items["arm"] == c.arm, "seed"].unique()) for c in cells]
+    seeds, there, read = set.intersection(*have), set(items["language"].unique()), []
+    if not seeds:
+        raise DataError(f"no seed was run for all of {', '.join(c.arm for c in cells)}: a paired contrast needs shared seeds.")
+    for c in cells:
+        languages, why = passing(there.intersection(c.languages or there), gate)
+        part = items[(items["arm"] == c.arm) & items["language"].isin(languages) & items["seed"].isin(seeds)]
+        if lost := sorted(set(languages) - set(part["language"])) or ([] if len(part) else ["any of its languages"]):
+            raise DataError(f"arm {c.arm!r} has no {measure} rows in {', '.join(lost)}: run it there, or leave them out of the contrast.")
+        read.append((c, *seed_by_cluster(part, value, f"arm {c.arm}, {measure}")))
+        notes = (*notes, *why)
+        if read[-1][4] != read[0][4]:
+            raise DataError(f"arm {c.arm!r} answered other premises than {cells[0].arm!r}: the cells of a contrast share them.")
+        if c.languages == cells[0].languages and not np.array_equal(read[-1][2], read[0][2]):
+            raise DataError(f"arm {c.arm!r} answered other items than {cells[0].arm!r} in the same languages: a paired contrast needs the same.")
+    side = lambda sign: sum(abs(c.weight) * values for c, values, *_ in read if sign * c.weight > 0)
+    effect = paired_effect(side(1), side(-1), read[0][2], alpha, name, notes=tuple(dict.fromkeys(notes)))
+    left = sorted(set.union(*have) - seeds)
+    said = f"seeds {', '.join(map(str, left))} not run for all arms, left out" if left else ""
+    return replace(effect, note="; ".join(x for x in (effect.note, said) if x))
 
 # %% ../nbs/41_stats.ipynb #cell-055
 def contrast(
@@ -418,60 +432,14 @@ def contrast(
     outcome: str = "correct",
     name: str = "",
 ) -> Effect:  # treatment - control; for drops a positive effect means that more is lost
-    "Effect of arms against a control, macro-mean over languages, paired by seed and item. Raises as `contrast_arrays`."
+    "Effect of arms against a control, macro-mean over languages. Raises as `contrast_cells`, and `DataError` for a language that is not there."
     items, value = measured(table, measure, attack, budget, task, outcome)
-    languages, notes = passing(languages or items["language"].unique(), gate)
-    a, b, w, left_out = paired_arrays(items, value, treatment_arms, control_arm, measure, languages)
-    label = treatment_arms if isinstance(treatment_arms, str) else f"mean of {', '.join(treatment_arms)}"
-    effect = paired_effect(a, b, w, alpha, name or f"{label} - {control_arm}, {measure}", notes=notes)
-    return replace(effect, note="; ".join(x for x in (effect.note, left_out) if x))
-
-
-def passing(languages, gate: pd.DataFrame | None) -> tuple[list, tuple]:  # languages to use, notes that withhold a verdict
-    "The languages that pass the gate; all of them, with a note, where none does."
-    wanted = sorted(languages)
-    kept = wanted if gate is None else sorted(set(wanted) & set(gate.loc[gate["passed"], "language"]))
-    return kept or wanted, () if kept else ("no language passes the gate: verdict withheld",)
-
-# %% ../nbs/41_stats.ipynb #cell-059
-@dataclass(frozen=True)
-class Cell:
-    "One term of a contrast: the mean of an arm over languages, times a weight."
-
-    arm: str
-    weight: float = 1.0  # negative: subtracted
-    languages: tuple[str, ...] = ()  # those of them that the measure was taken in; all where empty
-
-
-def contrast_cells(
-    items: pd.DataFrame,  # rows from `measured`
-    value: str,  # column from `measured`
-    cells,  # of `Cell`, some with positive and some with negative weight
-    measure: str,
-    gate: pd.DataFrame | None = None,  # from `metrics.gate`
-    alpha: float = 0.05,
-    name: str = "",
-    notes: tuple = (),  # reasons known beforehand why no verdict is allowed
-) -> Effect:
-    "The weighted sum of cells, paired by seed and premise; raises `DataError` for a missing arm, or premises that not all cells have."
-    if missing := sorted({c.arm for c in cells} - set(items["arm"].unique())):
-        raise DataError(f"the {measure} rows hold no arm {', '.join(missing)}: there are {', '.join(sorted(items['arm'].unique()))}.")
-    have = [set(items.loc[items["arm"] == c.arm, "seed"].unique()) for c in cells]
-    seeds, there, read = set.intersection(*have), set(items["language"].unique()), []
-    for c in cells:
-        languages, why = passing(there.intersection(c.languages or there), gate)
-        part = items[(items["arm"] == c.arm) & items["language"].isin(languages) & items["seed"].isin(seeds)]
-        if lost := sorted(set(languages) - set(part["language"])) or ([] if len(part) else ["any of its languages"]):
-            raise DataError(f"arm {c.arm!r} has no {measure} rows in {', '.join(lost)}: run it there, or leave them out of the contrast.")
-        read.append((c, *seed_by_cluster(part, value, f"arm {c.arm}, {measure}")))
-        notes = (*notes, *why)
-        if read[-1][4] != read[0][4]:
-            raise DataError(f"arm {c.arm!r} answered other premises than {cells[0].arm!r}: the cells of a contrast share them.")
-    side = lambda sign: sum(abs(c.weight) * values for c, values, *_ in read if sign * c.weight > 0)
-    effect = paired_effect(side(1), side(-1), read[0][2], alpha, name, notes=tuple(dict.fromkeys(notes)))
-    left = sorted(set.union(*have) - seeds)
-    said = f"seeds {', '.join(map(str, left))} not run for all arms, left out" if left else ""
-    return replace(effect, note="; ".join(x for x in (effect.note, said) if x))
+    if missing := sorted(set(languages or ()) - (there := set(items["language"].unique()))):
+        raise DataError(f"the {measure} rows hold no language {', '.join(missing)}: there are {', '.join(sorted(there))}.")
+    arms, where = [treatment_arms] if isinstance(treatment_arms, str) else list(treatment_arms), tuple(languages or ())
+    cells = [*(Cell(a, 1 / len(arms), where) for a in arms), Cell(control_arm, -1.0, where)]
+    label = treatment_arms if isinstance(treatment_arms, str) else f"mean of {', '.join(arms)}"
+    return contrast_cells(items, value, cells, measure, gate, alpha, name or f"{label} - {control_arm}, {measure}")
 
 # %% ../nbs/41_stats.ipynb #cell-062
 def contrast_by_language(

@@ -7,7 +7,7 @@ __all__ = ['MIXING', 'StageSettings', 'shuffled', 'mixing_weights', 'plan_stage'
            'majority']
 
 # %% ../nbs/24_train.ipynb #cell-002
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -46,6 +46,7 @@ class StageSettings:
     mlm: float = 0.0  # share of steps that are masked language modelling on unlabelled text
     select: int = 0  # looks at English dev during training, the best weights being kept; 0: the last weights
     batch_tokens: int = 1024  # padded tokens a step
+    accumulate: int = 1  # parts of a step's batch that are read one after another, for less memory; gradients are clipped once
     pooling: str = "siamese"  # what heads for pairs and choices read: 'siamese', 'mean' or 'cls'
     seed: int = 0
     threads: int = 1
@@ -58,6 +59,8 @@ class StageSettings:
                 raise SettingsError(f"{name} {getattr(self, name)!r} is not known: use {' or '.join(map(repr, known))}.")
         if self.tokens <= 0:
             raise SettingsError(f"A stage of {self.tokens} tokens trains nothing: give a positive number.")
+        if self.accumulate < 1:
+            raise SettingsError(f"accumulate {self.accumulate}: a batch is read in 1 part or more.")
         if not 0 < self.share <= 1 or not 0 <= self.mlm < 1:
             raise SettingsError(f"share {self.share} must lie above 0 and up to 1, mlm {self.mlm} from 0 to below 1.")
 
@@ -138,15 +141,16 @@ class Stage(nn.Module):
         number, at = divmod(step, 8)
         if self._pool[0] != number:
             self._pool = number, draw_pool(self.text, s, number)
-        return self.mlm(*mask_batch(self._pool[1][at % len(self._pool[1])], s, self.models[self.settings.tasks[0]].encoder.config.vocab_size, step))
+        return self.mlm(*mask_batch(self._pool[1][at % len(self._pool[1])], s, self.text.marks, step))
 
-    def parts(self, name: str, batch, step: int) -> Iterator[torch.Tensor]:
-        "The losses of a step, to be propagated back one after another."
-        if name == "mlm":
-            yield self.masked(int(batch[0]))
-            return
+    def parts(self, name: str, features: Sequence[Feature], step: int) -> Iterator[torch.Tensor]:
+        "The losses of a step on examples, to be propagated back one after another; each part of the batch weighs what it has of the targets."
         gen = torch.Generator().manual_seed(seed_for("regime", self.settings.seed, step))
-        yield from self.how.parts(self.models[name], batch, gen)
+        some = [features[x[0] : x[-1] + 1] for x in np.array_split(np.arange(len(features)), min(self.settings.accumulate, len(features)))]
+        targets = [sum(t != -100 for f in fs for t in (f.gold[0] if f.gold else (0,))) for fs in some]
+        for fs, n in zip(some, targets):
+            for loss in self.how.parts(self.models[name], self.models[name].batch(fs), gen):
+                yield loss * (n / max(1, sum(targets))) if len(some) > 1 else loss
 
 # %% ../nbs/24_train.ipynb #cell-014
 @dataclass
@@ -175,20 +179,21 @@ def train_stage(
 ) -> Trained:
     "Puts fresh heads on `encoder` and trains all on a budget of tokens; raises `DataError` for a task without examples."
     s, how = settings, how or regime(settings.regime, **settings.options)
-    stage = Stage(encoder, s, how, text)
+    stage = Stage(encoder, s, how, text).to(encoder.device)
     models = stage.models
     made = {t: Features(_features(tokenizer, train.get(t, []), models[t], how, s)) for t in s.tasks}
     plan = plan_stage({t: x.lengths for t, x in made.items()}, s, {t: x.widths for t, x in made.items()})
 
     def loss_at(step: int):
         name, numbers = plan[step]
-        return stage.parts(name, numbers if name == "mlm" else models[name].batch([made[name][i] for i in numbers]), step)
+        return stage.masked(int(numbers[0])) if name == "mlm" else stage.parts(name, [made[name][i] for i in numbers], step)
 
-    first, looks = models[s.tasks[0]], []
+    first, looks = models[s.tasks[0]], _Looks()
     with threads(s.threads):
         look = _look(first, tokenizer, dev, targets, looks)
-        stop = EarlyStop(look, max(1, len(plan) // s.select), s.select + 1) if s.select else None
-        losses = optimise(stage, loss_at, len(plan), replace(s.loop, seed=s.seed), f"training on {s.task}", checkpoint, stop=stop, restart=True)
+        stop = EarlyStop(look, max(1, len(plan) // s.select), len(plan)) if s.select else None  # the whole budget is spent, whatever the scores
+        carry = {"looks": looks} if s.select else None
+        losses = optimise(stage, loss_at, len(plan), replace(s.loop, seed=s.seed), f"training on {s.task}", checkpoint, stop=stop, restart=True, carry=carry)
         score = right(Predictor(first, tokenizer, precision=s.loop.precision), dev)
     tokens = int(sum(made[t].lengths[b].sum() for t, b in plan if t != "mlm"))
     return Trained(first, losses, len(plan), tokens, score, majority(dev), [x | dict(step=(i + 1) * stop.every) for i, x in enumerate(looks)])
@@ -201,6 +206,16 @@ def _features(tokenizer, examples: list, model: TaskModel, how: Regime, s: Stage
     some = (examples[at : at + 4096] for at in range(0, len(examples), 4096))
     made = (f for part in some for f in encode_examples(tokenizer, part, model.labels or None, model.pooling))
     return shuffled(list(made), s.task, s.seed) if s.labels == "shuffled" else made
+
+
+class _Looks(list):
+    "Scores during training; they travel with the checkpoint."
+
+    def state_dict(self) -> dict:
+        return {"looks": list(self)}
+
+    def load_state_dict(self, state: dict):
+        self[:] = state["looks"]
 
 
 def _look(model: TaskModel, tokenizer, dev: list, targets: list, looks: list) -> Callable[[], float]:
