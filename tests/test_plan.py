@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 from xstudy.cli import app
 from xstudy.core import SettingsError
 from xstudy.design import load_profile, profile_from, profile_names, profile_schema, read_profile
-from xstudy.plan import Keys, plan_of, problems
+from xstudy.plan import plan_of, problems
 from xstudy.store import Store
-from xstudy.study import arm_key, open_study
+from xstudy.study import arm_key, arm_keys, open_study
 
 SHORT = ["questions=[rq1]", "pretrain.steps=4", "target_tokens=1500", "intermediate_tokens=1500", "lab.text_per_language=60", "evaluation={clean: 9, noise: 6, draws: 1, adaptive: 6, adaptive_languages: [en], queries: 3}"]
 
@@ -40,7 +40,7 @@ def test_the_profiles_of_the_issue_are_there():
 def test_resources_are_no_part_of_a_key(tmp_path):
     store = Store(tmp_path)
     one, other = (open_study(load_profile("lab-demo", v), store=store) for v in ([], ["resources={workers: 7, memory: 3, time: 2}"]))
-    assert arm_key(one, "paws", 0) == arm_key(other, "paws", 0) == Keys.of(other).of_arm("paws", 0).record
+    assert arm_key(one, "paws", 0) == arm_key(other, "paws", 0) == arm_keys(other, "paws", 0).record
     old = {k: v for k, v in read_profile("lab-demo")[0].items() if k != "resources"} | {"workers": 3}
     assert profile_from(old, "old").workers == 3, "records from before resources are read"
 

@@ -125,7 +125,7 @@ def run_study(study, root: str, out: str, command: str, cluster: str = "", log: 
     from xstudy.batch import run_graph
     from xstudy.executors import executor_for
     from xstudy.plan import jobs_of, planned_seconds, problems
-    from xstudy.publish import publish
+    from xstudy.provenance import report_stands
     from xstudy.remote import output_folder
     from xstudy.runs import Watched, filed_run, machine_facts
     from xstudy.watch import logs_of
@@ -143,11 +143,14 @@ def run_study(study, root: str, out: str, command: str, cluster: str = "", log: 
             summary = run_graph(jobs, study.store, executor.workers, folder / "runs", show_, executor, **limits)
         run_.note(seconds={k: round(v, 1) for k, v in summary.times.items()}, done=len(summary.done) + len(summary.skipped))
         summary.check()
-        run_.note(line="writing the report")
-        paths = publish(study, folder, command, summary.times, started=run_.record["started"])
+        if summary.done or not report_stands(study, folder):
+            from xstudy.publish import publish
+
+            run_.note(line="writing the report")
+            publish(study, folder, command, summary.times, started=run_.record["started"])
         watching.effects(folder)
         run_.note(line=summary.text().splitlines()[0])
-    return dict(summary=summary, paths={k: str(v).replace(str(folder), out.rstrip("/")) for k, v in paths.items()})
+    return dict(summary=summary, paths={kind: f"{out.rstrip('/')}/report.{end}" for kind, end in dict(markdown="md", html="html", pdf="pdf").items()})
 
 # %% ../nbs/70_run_commands.ipynb #cell-012
 def run(
