@@ -435,6 +435,8 @@ def problems(p: Profile, store: Store, plan: Plan | None = None) -> list[str]:
         most, disk, free = max(x.memory for x in plan.rows), sum(x.disk for x in plan.rows), shutil.disk_usage(store.root).free
         if facts["memory"] and not r.gpus and most > facts["memory"]:
             out.append(f"A job of {p.name} takes about {most:.1f} GB; this machine has {facts['memory']:g} GB.")
+        if 0 < r.memory < most - IMPORTS:
+            out.append(f"A job of {p.name} takes about {most:.1f} GB; resources.memory allows {r.memory:g} GB: raise it.")
         if disk > free:
             out.append(f"{p.name} writes about {disk / 1e9:.1f} GB; {store.root} has {free / 1e9:.1f} GB free: free some space or choose another store.")
     return out

@@ -90,17 +90,20 @@ def run_record(study: Study, folder: Path, command: str, seconds: dict[str, floa
                 machine=machine(p), facts=machine_facts(), versions=shown, pins=pins(), data=data_digests(study), seconds=times, keys=keys)  # fmt: skip
 
 
-def read_record(folder: str | Path) -> dict:
+def read_record(
+    folder: str | Path,
+    called: str | Path = "",  # what messages call it, where it was fetched from an address
+) -> dict:
     "run.json of a published folder; raises `DataError` where there is none, or none that can be read."
-    path = Path(folder) / "run.json"
+    path, called = Path(folder) / "run.json", called or folder
     if not path.is_file():
-        raise DataError("there is no run.json, so this is no published run: give a folder such as reports/lab-quick.", folder)
+        raise DataError("there is no run.json, so this is no published run: give a folder such as reports/lab-quick.", called)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(record["profile"], dict) or not isinstance(record["keys"], dict):
             raise ValueError("profile and keys are missing")
     except (ValueError, KeyError, TypeError) as e:
-        raise DataError(f"this is no record of a run ({' '.join(str(e).split())[:120]}): give a folder that `xstudy run` has made.", path) from None
+        raise DataError(f"this is no record of a run ({' '.join(str(e).split())[:120]}): give a folder that `xstudy run` has made.", f"{called}/run.json") from None
     return record
 
 # %% ../nbs/63_provenance.ipynb #cell-008
