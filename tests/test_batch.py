@@ -289,7 +289,7 @@ def test_dask_runs_a_graph_isolates_failures_and_replaces_a_killed_worker(make, 
                 os.kill(killed[0], signal.SIGKILL)
 
     with executor_for(cluster.scheduler_address) as executor:
-        assert executor.workers == 2 and executor.offers == {"threads"}
+        assert executor.workers == 2 and executor.offers == {"threads": 1}
         end = run_graph(jobs, Store(tmp_path / "store"), runs_folder=tmp_path / "runs", progress=Watch(), executor=executor)
     assert set(end.done) == {"a", "long", "d"} and end.blocked == {"c": ["bad"]} and [f.job for f in end.failed] == ["bad"]
     assert "ValueError: a bad day" in end.failed[0].error and end.failed[0].cell == 3 and "papermill --engine xstudy" in end.failed[0].command
@@ -309,6 +309,24 @@ def test_dask_stopped_run_leaves_nothing_behind(make, tmp_path, cluster):
     assert Store(tmp_path / "store").keys() == []
 
 
+def test_dask_a_cluster_that_loses_all_its_workers_is_not_waited_for_for_ever(make, tmp_path, monkeypatch):
+    import dask
+    from distributed import LocalCluster
+
+    monkeypatch.setenv("XSTUDY_CLUSTER_WAIT", "2s")
+    with dask.config.set({"distributed.worker.daemon": False}), LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, silence_logs=50) as c:
+
+        class Lose(Lines):
+            def tick(self, *_):
+                if list(tmp_path.glob("trace.sum-slow.*")):
+                    c.scale(0)
+
+        start = time.monotonic()
+        with pytest.raises(RunError, match="no worker for 2 s: what is finished is kept"), executor_for(c.scheduler_address) as executor:
+            run_graph([make("slow", sleep=60.0), make("next", "slow")], Store(tmp_path / "store"), runs_folder=tmp_path / "runs", progress=Lose(), executor=executor)
+        assert time.monotonic() - start < 40
+
+
 def test_dask_workers_that_do_not_fit_are_refused(make, tmp_path, cluster):
     from dataclasses import replace
 
@@ -317,6 +335,8 @@ def test_dask_workers_that_do_not_fit_are_refused(make, tmp_path, cluster):
 
     with executor_for(cluster.scheduler_address) as executor, pytest.raises(SettingsError, match="needs a GPU and no worker offers one"):
         run_graph([replace(make("a"), gpus=1)], Store(tmp_path / "store"), runs_folder=tmp_path / "runs", progress=False, executor=executor)
+    with executor_for(cluster.scheduler_address) as executor, pytest.raises(SettingsError, match="needs 2 threads and no worker offers more than 1"):
+        run_graph([make("a", threads=2)], Store(tmp_path / "store"), runs_folder=tmp_path / "runs", progress=False, executor=executor)
     assert not (tmp_path / "runs").exists()
     usual = dask.config.set({"distributed.worker.daemon": True})
     with usual, LocalCluster(n_workers=0, dashboard_address=None, silence_logs=50) as empty:

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 from xstudy.cli import app
 from xstudy.core import SettingsError
 from xstudy.design import load_profile, profile_from, profile_names, profile_schema, read_profile
-from xstudy.plan import Keys, plan_of, problems
+from xstudy.plan import plan_of, problems
 from xstudy.store import Store
-from xstudy.study import arm_key, open_study
+from xstudy.study import arm_key, arm_keys, open_study
 
 SHORT = ["questions=[rq1]", "pretrain.steps=4", "target_tokens=1500", "intermediate_tokens=1500", "lab.text_per_language=60", "evaluation={clean: 9, noise: 6, draws: 1, adaptive: 6, adaptive_languages: [en], queries: 3}"]
 
@@ -40,19 +40,35 @@ def test_the_profiles_of_the_issue_are_there():
 def test_resources_are_no_part_of_a_key(tmp_path):
     store = Store(tmp_path)
     one, other = (open_study(load_profile("lab-demo", v), store=store) for v in ([], ["resources={workers: 7, memory: 3, time: 2}"]))
-    assert arm_key(one, "paws", 0) == arm_key(other, "paws", 0) == Keys.of(other).of_arm("paws", 0).record
+    assert arm_key(one, "paws", 0) == arm_key(other, "paws", 0) == arm_keys(other, "paws", 0).record
     old = {k: v for k, v in read_profile("lab-demo")[0].items() if k != "resources"} | {"workers": 3}
     assert profile_from(old, "old").workers == 3, "records from before resources are read"
 
 
 @pytest.mark.parametrize("words,said", [
     ("seeds", "NAME=VALUE"), ("=1", "NAME=VALUE"), ("sedes=[1]", "'seeds'"), ("stage.loop.lr=fast", "must be a float"), ("intermediate.7.task=qqp", "a list of 2"),
-    ("seeds=[0", "not readable YAML"), ("lab=&a {x: *a}", "circle"), ("resources.workers=0", "one worker or more"), ("source=web", "no source"), ("lab.dve=3", "'dev'"),
+    ("seeds=[0", "not readable YAML"), ("lab=&a {x: *a}", "circle"), ("resources.workers=0", "give 1 or more"), ("source=web", "no source"), ("lab.dve=3", "'dev'"),
+    ("evaluation.queries=0", "give 1 or more"), ("stage.loop.lr=.nan", "finite"), ("stage.loop.lr=-1", "above 0"), ("evaluation.attacks=[tipo]", "'typo'"), ("evaluation.attacks=[]", "each once"),
+    ("name=a/b", "cannot be a profile's name"), ("questions=[rq1, rq1]", "each once"), ("stage.task=x", "the arms' own"), ("pretrain.steps=-1", "give 1 or more"),
+    ("intermediate=[{task: lab-paws}, {task: lab-paws}]", "each once"), ("evaluation.words=2", "share"),
 ])  # fmt: skip
 def test_a_wrong_value_is_one_sentence(words, said):
     with pytest.raises(SettingsError, match=".") as e:
         load_profile("lab-demo", [words])
     assert said in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_name_given_twice_in_a_profile_is_refused(tmp_path):
+    (tmp_path / "twice.yaml").write_text("name: twice\nseeds: [0]\nlab: {dev: 3, dev: 4}\nseeds: [1]\n")
+    code, said = call("plan", tmp_path / "twice.yaml")
+    assert code == 2 and "'seeds' is given twice, the second time in line 4" in said
+
+
+@pytest.mark.parametrize("cluster,said", [("tcp://127.0.0.1:9", "127.0.0.1:9 does not answer"), ("slurm", "no cluster"), ("none.yaml", "not a readable YAML")])
+def test_a_cluster_that_cannot_be_had_is_said_at_plan_time(cluster, said, tmp_path):
+    start = time.monotonic()
+    code, text = call("plan", "lab-demo", "--store", tmp_path, "--cluster", cluster)
+    assert code == 2 and said in text and "\n" not in text and time.monotonic() - start < 20
 
 
 def test_a_profile_that_goes_round_in_a_circle_is_refused(tmp_path):
@@ -81,6 +97,13 @@ def test_an_unwritable_store_is_named_at_plan_time(tmp_path):
     (tmp_path / "file").write_text("no folder")
     code, said = call("plan", "lab-demo", "--store", tmp_path / "file")
     assert code == 2 and "cannot be written" in said
+    code, said = call("plan", "lab-demo", "--store", "/proc/nowhere")
+    assert code == 2 and "/proc/nowhere cannot be made" in said and "\n" not in said
+
+
+def test_a_folder_for_the_report_that_cannot_be_written_is_named_before_anything_runs(tmp_path):
+    code, said = call("run", "lab-demo", "--store", tmp_path, "--out", "/proc/nowhere/out")
+    assert code == 2 and "/proc/nowhere/out cannot be made" in said and not list(tmp_path.glob("objects/*/*"))
 
 
 def test_ten_thousand_arms_in_under_five_seconds(tmp_path):

@@ -83,6 +83,17 @@ def test_what_is_set_is_what_runs_and_the_plan_then_finds_all_finished(ran):
     assert plan["totals"]["finished"] == plan["totals"]["jobs"] == 14 and all(s["minutes"] == 0 for s in plan["stages"]) and "earlier runs" in plan["basis"]
 
 
+def test_an_unchanged_run_leaves_the_report_and_a_changed_file_has_it_built_again(ran):
+    place, store = ran
+    again = lambda: CliRunner().invoke(app, ["run", "lab-demo", "--store", str(store.root), "--out", str(place / "out"), "--json"] + [w for v in SHORT for w in ("--set", v)])
+    files = lambda: {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted((place / "out").rglob("*")) if p.is_file()}
+    before = files()
+    first = again()
+    assert json.loads(first.stdout)["run"] == 0 and files() == before, first.output
+    (place / "out" / "report.html").write_text("changed")
+    assert again().exit_code == 0 and {p: b for p, (_, b) in files().items()} == {p: b for p, (_, b) in before.items()}
+
+
 def test_boards_show_losses_scores_and_effects(ran):
     place, _ = ran
     from mlflow.tracking import MlflowClient

@@ -294,6 +294,8 @@ def _finish(run: _Run, name: str, future):
     elif getattr(error, "lost", False) and not run.tries[name]:
         run.tries[name], run.status[name] = 1, "waiting"
         _say(run, name, f"lost its process ({error.reason}); trying once more")
+    elif getattr(error, "fatal", False):
+        raise error  # no job could be run any more
     else:
         text = str(error) if isinstance(error, XstudyError) else f"{type(error).__name__}: {error}"
         command = rerun_command(job, run.store, run.folder)

@@ -120,7 +120,7 @@ def data_tables(rows: list) -> tuple[list, dict]:
 # %% ../nbs/70_cli.ipynb #cell-011
 @app.command()
 def claims(
-    run: Annotated[Optional[list[str]], typer.Option("--run", help="Published folder to judge by; may be given again. Default: all of reports/.")] = None,
+    run: Annotated[Optional[list[str]], typer.Option("--run", help="Published folder to judge by, or its address; may be given again. Default: all of reports/.")] = None,
     as_json: Json = False,
 ):
     """List the claims of the literature: source, whether the source says so, and what our own measurements say.
@@ -130,18 +130,24 @@ def claims(
     import pandas as pd
 
     from xstudy.claims import claims_json
-    from xstudy.core import DataError
-    from xstudy.store import read_table
 
-    folders = [Path(r) for r in run] if run else sorted(p.parent for p in Path("reports").glob("*/run.json"))
-    for f in folders:
-        if not (f / "tables" / "effects.parquet").is_file():
-            raise DataError("there is no tables/effects.parquet: give a published folder such as reports/lab-quick.", f)
-    effects = pd.concat([read_table(f / "tables" / "effects.parquet") for f in folders]) if folders else None
-    rows = claims_json(effects)
+    tables = [_effects(r) for r in run or sorted(str(p.parent) for p in Path("reports").glob("*/run.json"))]
+    rows = claims_json(pd.concat(tables) if tables else None)
     if as_json:
         return show(rows, True)
     show([dict(id=r["id"], claim=r["text"][:90], source=r["source"], **{"in the source": r["source_label"]}, here=r["verdict"]["direction"], distance=r["verdict"]["distance"]) for r in rows], False, "Claims")
+
+
+def _effects(place: str):
+    "The effects of a published folder, here or at an address."
+    from xstudy.core import DataError
+    from xstudy.remote import input_folder
+    from xstudy.store import read_table
+
+    with input_folder(place) as folder:
+        if not (folder / "tables" / "effects.parquet").is_file():
+            raise DataError("there is no tables/effects.parquet: give a published folder such as reports/lab-quick.", place)
+        return read_table(folder / "tables" / "effects.parquet")
 
 # %% ../nbs/70_cli.ipynb #cell-014
 app.command("attack")(attack)

@@ -4,122 +4,49 @@
 
 # %% auto #0
 __all__ = ['NOTEBOOKS', 'HUB', 'CORE', 'GPU', 'LENGTH', 'IMPORTS', 'START', 'TEXT', 'ITEM', 'ASKED_SHARE', 'READING', 'REPORT',
-           'ROW', 'FIGURES', 'ORDER', 'ArmKeys', 'Keys', 'jobs_of', 'profile_file', 'Shape', 'given_model', 'shape_of',
-           'Rates', 'length_of', 'table_rates', 'measure', 'rates_of', 'encoder_seconds', 'stage_seconds',
-           'test_seconds', 'model_bytes', 'kind_of', 'experience', 'Row', 'Plan', 'plan_of', 'planned_seconds',
-           'problems', 'effects', 'plan_record']
+           'ROW', 'FIGURES', 'ORDER', 'jobs_of', 'profile_file', 'Shape', 'given_model', 'shape_of', 'Rates',
+           'length_of', 'table_rates', 'measure', 'rates_of', 'encoder_seconds', 'stage_seconds', 'test_seconds',
+           'model_bytes', 'kind_of', 'experience', 'Row', 'Plan', 'plan_of', 'planned_seconds', 'problems', 'effects',
+           'plan_record']
 
 # %% ../nbs/55_plan.ipynb #cell-002
 import json, shutil, time
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from .arms import Arm, arms, main_measures, power, questions_asked
 from .batch import Job, check_graph
-from .core import SettingsError, XstudyError, canonical, content_key, module_digest, nearest, plain, sha256, versions
+from .core import SettingsError, XstudyError, canonical, content_key, nearest, plain, sha256
 from .design import ASKED, Profile, load_profile, pretrain_of, threads_needed
 from .encoders import encoder_spec
 from .regimes import cost_of
-from .results import result_key
 from .runs import machine_facts, runs_of
 from .store import Store
-from .study import BY_SOURCE, DATA, MODULES, Study, encoder_key, encoder_name, encoders_of, open_study, part_key, parts, phase_one, stage_key
+from .study import ArmKeys, Study, arm_key, arm_keys, encoder_key, encoder_name, encoders_of, open_study, phase_one, result_key
 from .tasks import task
 from .train import StageSettings
 from .transplant import teacher_folder
 
 # %% ../nbs/55_plan.ipynb #cell-004
-class _Once:
-    "A source whose digests are taken once."
-
-    def __init__(self, source):
-        self._source, self._digests = source, {}
-
-    def __getattr__(self, name: str):
-        return getattr(self._source, name)
-
-    def digest(self, name: str | None = None) -> str:
-        if name not in self._digests:
-            self._digests[name] = self._source.digest(name)
-        return self._digests[name]
-
-
-@dataclass(frozen=True)
-class ArmKeys:
-    "What an arm and seed file."
-
-    intermediate: str  # '' for an arm without
-    model: str
-    parts: tuple[str, ...]
-    record: str
-
-# %% ../nbs/55_plan.ipynb #cell-005
-class Keys(Study):
-    "A study whose keys come fast; equal to those that `study` gives."
-
-    @classmethod
-    def of(cls, study: Study) -> "Keys":
-        "The keys of a study."
-        return study if isinstance(study, cls) else cls(study.profile, study.root, study.store)
-
-    @cached_property
-    def source(self):
-        "The data source of the profile, whose digests are taken once."
-        return _Once(Study.source.func(self))
-
-    @cached_property
-    def _code(self) -> dict:
-        return {}
-
-    def key(self, kind: str, settings, inputs: tuple, more: tuple = ()) -> str:
-        "As `Study.key`; what `content_key` says of code and versions is spelt once."
-        at = (kind, repr(settings), inputs) if kind == "noise" else ()  # asked for by every part of every arm
-        if at in self._code:
-            return self._code[at]
-        if (kind, more) not in self._code:
-            modules = DATA + BY_SOURCE[self.profile.source] + MODULES[kind] + more
-            self._code[kind, more] = f"{canonical({m: module_digest(m) for m in modules})},{canonical(versions())}"
-        text = f"[{canonical(kind)},{canonical(settings)},{canonical(list(inputs))},{self._code[kind, more]}]"
-        key = f"{kind}-{sha256(text)[:20]}"
-        if at:
-            self._code[at] = key
-        return key
-
-    @cached_property
-    def encoders(self) -> dict[str, str]:
-        "Encoder by name -> key."
-        return {name: encoder_key(self, name) for name in encoders_of(self.profile)}
-
-    def of_arm(self, name: str, seed: int) -> ArmKeys:
-        "What an arm and seed file; raises `SettingsError` for an unknown arm."
-        arm = self.arm(name, seed)
-        start = self.encoders[arm.encoder]
-        middle = stage_key(self, start, arm.intermediate, arm.dev) if arm.intermediate else ""
-        model = stage_key(self, middle or start, arm.target, self.profile.target)
-        tested = tuple(part_key(self, model, name, seed, *p) for p in parts(self))
-        return ArmKeys(middle, model, tested, content_key("arm", [name, seed], tested))
-
-# %% ../nbs/55_plan.ipynb #cell-008
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "nbs" / "experiments" if "__file__" in globals() else Path("experiments").resolve()
 
 
 def jobs_of(study: Study, root: str = "") -> list[Job]:
     "The graph of a profile: the encoders, every arm and seed, the reading of each question."
-    p, keys, jobs = study.profile, Keys.of(study), []
+    p, jobs = study.profile, []
     base = dict(profile=profile_file(study), root=root)
     for size in encoders_of(p):
         threads, label = getattr(phase_one(study, size), "threads", 1), f"encoder {size or p.model}"
-        jobs.append(Job(encoder_name(size), str(NOTEBOOKS / "encoder.ipynb"), base | dict(size=size), keys.encoders[size], (), threads, label, p.resources.gpus))
+        jobs.append(Job(encoder_name(size), str(NOTEBOOKS / "encoder.ipynb"), base | dict(size=size), encoder_key(study, size), (), threads, label, p.resources.gpus))
     for name, a in study.arms.items():
         for s in p.seeds:
-            after, key = (encoder_name(a.encoder),), keys.of_arm(name, s).record
+            after, key = (encoder_name(a.encoder),), arm_key(study, name, s)
             jobs.append(Job(f"{name}-s{s}", str(NOTEBOOKS / "arm.ipynb"), base | dict(arm=name, seed=s), key, after, p.stage.threads, f"arm {name}, seed {s}", p.resources.gpus))
     for q in p.questions:
         needs = tuple(f"{name}-s{s}" for name in arms(p, q) for s in p.seeds)
-        jobs.append(Job(q, str(NOTEBOOKS / f"{q}.ipynb"), base, result_key(keys, q), needs, 1, f"reading {q}"))
+        jobs.append(Job(q, str(NOTEBOOKS / f"{q}.ipynb"), base, result_key(study, q), needs, 1, f"reading {q}"))
     return jobs
 
 
@@ -128,7 +55,7 @@ def profile_file(study: Study) -> str:
     text = json.dumps(plain(study.profile), indent=1, ensure_ascii=False)  # JSON is YAML
     return study.store.share(f"profiles/{study.profile.name}-{sha256(canonical(study.profile))[:10]}.yaml", text)
 
-# %% ../nbs/55_plan.ipynb #cell-011
+# %% ../nbs/55_plan.ipynb #cell-007
 @dataclass(frozen=True)
 class Shape:
     "What the arithmetic of an encoder depends on."
@@ -176,7 +103,7 @@ def shape_of(p: Profile, name: str = "") -> Shape:
     vocab = 15 * p.transplant.words + p.transplant.pieces if p.transplant else c["vocab_size"]
     return Shape(c["num_hidden_layers"], c["hidden_size"], vocab)
 
-# %% ../nbs/55_plan.ipynb #cell-014
+# %% ../nbs/55_plan.ipynb #cell-010
 CORE = 1.5e11  # operations a second of one core, of encoders 256 wide or wider
 GPU = 0.3 * 989e12  # of one H100 or H200 in bf16: 30 % of its peak
 LENGTH = {"lab": 24}  # tokens of a pair; 45 in natural text
@@ -205,7 +132,7 @@ def table_rates(p: Profile, name: str = "") -> Rates:
     memory = (16 * s.weights + 40 * p.stage.batch_tokens * s.layers * s.width) / 1e9 + IMPORTS
     return Rates(speed / (6 * s.body), speed / (2 * s.body * length_of(p)), round(memory, 2), "GPU" if cards else "table")
 
-# %% ../nbs/55_plan.ipynb #cell-016
+# %% ../nbs/55_plan.ipynb #cell-012
 def _peak(reset: bool = False) -> float:
     "The most memory that this process has had, GB, since the last reset; 0 where the system does not say."
     try:
@@ -250,7 +177,7 @@ def measure(p: Profile, name: str = "", seconds: float = 0.8) -> Rates:
     many = p.stage.threads**0.7
     return Rates(many * tokens / rate[0], many * len(ids) / rate[1], round(max(grown + IMPORTS, table_rates(p, name).memory), 2), "measured")
 
-# %% ../nbs/55_plan.ipynb #cell-017
+# %% ../nbs/55_plan.ipynb #cell-013
 def rates_of(study: Study, say=lambda text: None, here: bool = True) -> dict[str, Rates]:
     "Rates of every encoder of the profile: measured here once, then read from the store; by arithmetic for another machine, a model that is not here, or GPUs."
     p, out = study.profile, {}
@@ -268,7 +195,7 @@ def rates_of(study: Study, say=lambda text: None, here: bool = True) -> dict[str
         out[name] = Rates(**study.store.json(key))
     return out
 
-# %% ../nbs/55_plan.ipynb #cell-020
+# %% ../nbs/55_plan.ipynb #cell-016
 START, TEXT, ITEM, ASKED_SHARE, READING, REPORT = 2.5, 2e-4, 2e-3, 0.6, 12.0, 10.0  # seconds a job, text, item; share of questions; seconds a reading, a report
 ROW, FIGURES = 12.0, 5e6  # bytes of a prediction, of a question's results and report
 
@@ -304,7 +231,7 @@ def model_bytes(p: Profile, name: str) -> float:
     s = shape_of(p, name)
     return 4.0 * s.weights + 70.0 * s.vocab
 
-# %% ../nbs/55_plan.ipynb #cell-023
+# %% ../nbs/55_plan.ipynb #cell-019
 def kind_of(job: str) -> str:
     "'encoder', 'arm' or 'reading', by a job's name."
     return "encoder" if job.startswith("encoder") else "reading" if job in ASKED else "arm"
@@ -323,7 +250,7 @@ def experience(store: Store, p: Profile) -> dict[str, tuple[float, int]]:
                 jobs[kind] = jobs.get(kind, 0) + 1
     return {k: (took[k] / given[k], jobs[k]) for k in took}
 
-# %% ../nbs/55_plan.ipynb #cell-025
+# %% ../nbs/55_plan.ipynb #cell-021
 @dataclass
 class Row:
     "A stage of the plan, over all seeds."
@@ -357,13 +284,13 @@ class Plan:
         phases = max(longest, of("encoder") / self.profile.workers), of("noise", "intermediate", "arm") / self.profile.workers, of("reading") / self.profile.workers
         return sum(phases) + REPORT
 
-# %% ../nbs/55_plan.ipynb #cell-026
+# %% ../nbs/55_plan.ipynb #cell-022
 class _Rows:
     "The rows of a plan, and phase 1 in them."
 
     def __init__(self, study: Study, rates: dict[str, Rates], have: set | None, factor: dict):
         self.p, self.arms, self.rates, self.factor = study.profile, study.arms, rates, factor
-        self.keys, self.have = (Keys.of(study), have) if have else (None, set())
+        self.study, self.have = study, have or set()  # a plan without a store asks for no key
         self.rows, self.shared, self.planned = {}, {}, {}
         self.bytes = {name: model_bytes(study.profile, name) for name in rates}
 
@@ -379,13 +306,13 @@ class _Rows:
         "Phase 1."
         for name, r in self.rates.items():
             tokens, seconds = encoder_seconds(self.p, name, r)
-            row, done = self.row("encoder", f"encoder {name or self.p.model}", name), bool(self.keys) and self.keys.encoders[name] in self.have
+            row, done = self.row("encoder", f"encoder {name or self.p.model}", name), bool(self.have) and encoder_key(self.study, name) in self.have
             row.runs, row.finished, row.tokens = 1, int(done), tokens
             row.arms = sum(a.encoder == name for a in self.arms.values())
             row.seconds, row.disk = (0.0, 0.0) if done else (seconds * self.times("encoder"), self.bytes[name])
             self.planned[encoder_name(name)] = seconds
 
-# %% ../nbs/55_plan.ipynb #cell-028
+# %% ../nbs/55_plan.ipynb #cell-024
 class _Middle(_Rows):
     "The intermediate stages, each once."
 
@@ -406,7 +333,7 @@ class _Middle(_Rows):
         row.disk += 0 if done else self.bytes[a.encoder]
         return seconds
 
-# %% ../nbs/55_plan.ipynb #cell-029
+# %% ../nbs/55_plan.ipynb #cell-025
 class _Planner(_Middle):
     "Walks over arms and seeds once, counting what is shared once."
 
@@ -418,7 +345,7 @@ class _Planner(_Middle):
         size, row.arms = self.bytes[a.encoder], 1
         part = [(tests[m] / n, ROW * asked[m] / n / (e.queries if m == "adaptive" else 1)) for m, n in modes]
         for seed in self.p.seeds:
-            k = self.keys.of_arm(name, seed) if self.keys else ArmKeys("", "", ("",) * len(part), "")
+            k = arm_keys(self.study, name, seed) if self.have else ArmKeys("", "", ("",) * len(part), "")
             before, done = self.middle(a, seed, k.intermediate), k.record in self.have
             self.planned[f"{name}-s{seed}"] = START + before + target + sum(tests.values())
             row.runs, row.finished = row.runs + 1, row.finished + done
@@ -440,7 +367,7 @@ class _Planner(_Middle):
         p, e = self.p, self.p.evaluation
         finished = all(r.finished == r.runs for r in self.rows.values())
         for q in p.questions:
-            row, done = self.row("reading", f"reading {q}"), bool(self.keys) and finished and result_key(self.keys, q) in self.have
+            row, done = self.row("reading", f"reading {q}"), bool(self.have) and finished and result_key(self.study, q) in self.have
             row.runs, row.finished, row.arms, row.disk = 1, int(done), len(arms(p, q)), 0.0 if done else FIGURES
             row.seconds, self.planned[q] = 0.0 if done else READING * self.times("reading"), READING
         for attack in e.attacks if e.noise else ():
@@ -448,7 +375,7 @@ class _Planner(_Middle):
             row.runs, row.finished, row.arms, row.texts = 1, int(finished), len(self.arms), e.noise * e.draws * len(task(p.target).languages)
             row.seconds, row.disk = (0.0, 0.0) if finished else (row.texts * 3e-4, 7.0 * row.texts)
 
-# %% ../nbs/55_plan.ipynb #cell-030
+# %% ../nbs/55_plan.ipynb #cell-026
 ORDER = ("encoder", "noise", "intermediate", "arm", "reading")
 
 
@@ -480,7 +407,7 @@ def plan_of(
     basis = f"the times of earlier runs here ({basis})" if factor else {"GPU": "arithmetic for GPUs"}.get(rates[""].basis, f"rates: {rates[''].basis}")
     return Plan(p, rows, planner.planned, basis, notes)
 
-# %% ../nbs/55_plan.ipynb #cell-035
+# %% ../nbs/55_plan.ipynb #cell-031
 def planned_seconds(study: Study) -> dict[str, float]:
     "job -> seconds by arithmetic alone; nothing for an encoder whose size is not known."
     p = study.profile
@@ -491,7 +418,7 @@ def planned_seconds(study: Study) -> dict[str, float]:
     planner.walk()
     return planner.planned
 
-# %% ../nbs/55_plan.ipynb #cell-038
+# %% ../nbs/55_plan.ipynb #cell-034
 def problems(p: Profile, store: Store, plan: Plan | None = None) -> list[str]:
     "Why this machine cannot run a profile, a sentence each; none when it can."
     facts, r, out = machine_facts(), p.resources, []
@@ -508,6 +435,8 @@ def problems(p: Profile, store: Store, plan: Plan | None = None) -> list[str]:
         most, disk, free = max(x.memory for x in plan.rows), sum(x.disk for x in plan.rows), shutil.disk_usage(store.root).free
         if facts["memory"] and not r.gpus and most > facts["memory"]:
             out.append(f"A job of {p.name} takes about {most:.1f} GB; this machine has {facts['memory']:g} GB.")
+        if 0 < r.memory < most - IMPORTS:
+            out.append(f"A job of {p.name} takes about {most:.1f} GB; resources.memory allows {r.memory:g} GB: raise it.")
         if disk > free:
             out.append(f"{p.name} writes about {disk / 1e9:.1f} GB; {store.root} has {free / 1e9:.1f} GB free: free some space or choose another store.")
     return out
@@ -524,7 +453,7 @@ def effects(p: Profile) -> list[dict]:
     points = lambda q: 100 * power(p, question=q)["mde"] if len(p.seeds) > 1 else 1000.0
     return [dict(question=q, contrast=ASKED[q].main, measures=main_measures(p, q), points=round(points(q), 1) if points(q) <= 100 else None) for q in p.questions]
 
-# %% ../nbs/55_plan.ipynb #cell-040
+# %% ../nbs/55_plan.ipynb #cell-036
 def plan_record(study: Study, plan: Plan, elsewhere: bool = False) -> dict:
     "The plan as JSON types: arms, stages, totals, effects, problems."
     p, rows = plan.profile, plan.rows

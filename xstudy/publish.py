@@ -19,7 +19,7 @@ from .core import sha256
 from .design import ASKED, QUESTIONS, Profile
 from .report import build_report
 from .notebooks import emit
-from .provenance import run_record, write_crate
+from .provenance import report_key, run_record, write_crate
 from .results import file_result
 from .store import read_table
 from .study import Study, encoders_of
@@ -161,8 +161,9 @@ def publish(
     "Copies the results into `folder`, writes run.json, the report and the crate; returns the paths of 'markdown', 'html' and 'pdf'."
     folder = Path(folder)
     with study.store.lock(f"report-{sha256(str(folder.absolute()))[:16]}"):  # two runs may end at once
-        gather(study, folder)
         record = run_record(study, folder, command, seconds or {}, today or date.today().isoformat(), started)
+        record |= dict(report=report_key(study, record))
+        gather(study, folder)
         (folder / "run.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         emit(folder, "stages", stages_of(record))
         paths = build_report(folder, context_of(study, folder, record))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Questions', 'Seeds', 'Values', 'Out', 'Workers', 'Cluster', 'Log', 'profiles', 'asked_profile', 'plan', 'tell_plan',
-           'spoken', 'run_study', 'run', 'tell_run', 'rerun', 'report', 'runs']
+           'spoken', 'run_study', 'run', 'tell_run', 'rerun', 'report', 'report_paths', 'runs']
 
 # %% ../nbs/70_run_commands.ipynb #cell-002
 import json, sys
@@ -74,18 +74,25 @@ def plan(
     seeds: Seeds = "",
     values: Values = None,
     workers: Workers = 0,
+    cluster: Cluster = "",
     elsewhere: Annotated[bool, typer.Option("--elsewhere", help="It will run on another machine: do not check it against this one.")] = False,
     as_json: Json = False,
 ):
     """Say what a run would compute, what of it is finished, for how long, in how much memory and disk, and how small an effect it could find.
 
-    Examples: `xstudy plan lab-quick --seeds 0,1,2,3,4`, `xstudy plan lab-quick --set evaluation.queries=50` and `xstudy plan hub-base --elsewhere`
+    Examples: `xstudy plan lab-quick --seeds 0,1,2,3,4`, `xstudy plan lab-quick --set evaluation.queries=50`, `xstudy plan hub-base --elsewhere` and
+    `xstudy plan lab-quick --cluster tcp://head:8786`
     """
-    from xstudy.plan import plan_of, plan_record, problems
+    from xstudy.executors import check_cluster
+    from xstudy.plan import jobs_of, plan_of, plan_record, problems
     from xstudy.study import open_study
 
     study = open_study(asked_profile(profile, questions, seeds, workers, values), root, store)
     with quiet_when(as_json):
+        if elsewhere := elsewhere or bool(cluster):
+            study.store.check()
+        if cluster:
+            check_cluster(cluster, jobs_of(study, root))
         here = not elsewhere and not problems(study.profile, study.store)
         record = plan_record(study, plan_of(study, lambda text: print(text, file=sys.stderr, flush=True), here), elsewhere)
     if as_json:
@@ -125,7 +132,7 @@ def run_study(study, root: str, out: str, command: str, cluster: str = "", log: 
     from xstudy.batch import run_graph
     from xstudy.executors import executor_for
     from xstudy.plan import jobs_of, planned_seconds, problems
-    from xstudy.publish import publish
+    from xstudy.provenance import report_stands
     from xstudy.remote import output_folder
     from xstudy.runs import Watched, filed_run, machine_facts
     from xstudy.watch import logs_of
@@ -143,11 +150,14 @@ def run_study(study, root: str, out: str, command: str, cluster: str = "", log: 
             summary = run_graph(jobs, study.store, executor.workers, folder / "runs", show_, executor, **limits)
         run_.note(seconds={k: round(v, 1) for k, v in summary.times.items()}, done=len(summary.done) + len(summary.skipped))
         summary.check()
-        run_.note(line="writing the report")
-        paths = publish(study, folder, command, summary.times, started=run_.record["started"])
+        if summary.done or not report_stands(study, folder):
+            from xstudy.publish import publish
+
+            run_.note(line="writing the report")
+            publish(study, folder, command, summary.times, started=run_.record["started"])
         watching.effects(folder)
         run_.note(line=summary.text().splitlines()[0])
-    return dict(summary=summary, paths={k: str(v).replace(str(folder), out.rstrip("/")) for k, v in paths.items()})
+    return dict(summary=summary, paths=report_paths(out))
 
 # %% ../nbs/70_run_commands.ipynb #cell-012
 def run(
@@ -184,11 +194,12 @@ def tell_run(study, done: dict, as_json: bool):
 
 # %% ../nbs/70_run_commands.ipynb #cell-014
 def rerun(
-    folder: Annotated[str, typer.Argument(help="A published folder such as reports/lab-quick.")],
+    folder: Annotated[str, typer.Argument(help="A published folder such as reports/lab-quick, or its address.")],
     root: Root = "",
     store: StoreAt = "",
     out: Annotated[str, typer.Option("--out", help="Folder of the repetition. Default: FOLDER-again.")] = "",
     workers: Workers = 0,
+    cluster: Cluster = "",
     check: Annotated[bool, typer.Option("--check", help="Compare all tables byte for byte at the end; exit code 2 when one differs.")] = False,
     as_json: Json = False,
 ):
@@ -198,20 +209,26 @@ def rerun(
     """
     from xstudy.design import profile_from
     from xstudy.provenance import compare_tables, differences, keep_notebooks, read_record, root_of
+    from xstudy.remote import input_folder, is_remote, output_folder
     from xstudy.study import open_study
 
-    record, out = read_record(folder), out or f"{folder.rstrip('/')}-again"
-    if Path(out).resolve() == Path(folder).resolve():
+    out = out or f"{folder.rstrip('/')}-again"
+    same = (lambda place: place.rstrip("/")) if is_remote(folder) else (lambda place: Path(place).resolve())
+    if same(out) == same(folder):
         raise SettingsError(f"--out {out} is the folder of the run itself: give another.")
-    raw = record["profile"] | ({"workers": workers} if workers else {})
-    root_ = root or root_of(record)
-    study = open_study(profile_from(raw, f"{folder}/run.json"), root_, store)
-    with quiet_when(as_json):
-        said = differences(record, study) or ["Commit, versions, machine and data are those of the run."]
-    print(*said, sep="\n", file=sys.stderr, flush=True)
-    keep_notebooks(record, study, Path(folder), Path(out))
-    done = run_study(study, root_, out, record["command"], as_json=as_json)
-    rows = compare_tables(Path(folder), Path(out)) if check else []
+    with input_folder(folder) as old:
+        record = read_record(old, folder)
+        raw = record["profile"] | ({"workers": workers} if workers else {})
+        root_ = root or root_of(record)
+        study = open_study(profile_from(raw, f"{folder}/run.json"), root_, store)
+        with quiet_when(as_json):
+            said = differences(record, study) or ["Commit, versions, machine and data are those of the run."]
+        print(*said, sep="\n", file=sys.stderr, flush=True)
+        with output_folder(out) as new:
+            keep_notebooks(record, study, old, new)
+        done = run_study(study, root_, out, record["command"], cluster, as_json=as_json)
+        with input_folder(out) as new:
+            rows = compare_tables(old, new) if check else []
     other = [r["table"] for r in rows if not r["same"]]
     if as_json:
         show(dict(folder=out, differences=said, run=len(done["summary"].done), finished_before=len(done["summary"].skipped), tables=rows), True)
@@ -224,22 +241,33 @@ def rerun(
 
 # %% ../nbs/70_run_commands.ipynb #cell-015
 def report(
-    folder: Annotated[str, typer.Argument(help="A published folder such as reports/lab-quick.")],
+    folder: Annotated[str, typer.Argument(help="A published folder such as reports/lab-quick, or its address.")],
     root: Root = "",
     store: StoreAt = "",
+    as_json: Json = False,
 ):
     """Build the report of a finished run again, from its own files and the store.
 
-    Example: `xstudy report reports/lab-quick`
+    Examples: `xstudy report reports/lab-quick` and `xstudy report s3://bucket/reports/lab-quick --store s3://bucket/study`
     """
     from xstudy.design import profile_from
-    from xstudy.provenance import read_record
+    from xstudy.provenance import read_record, root_of
     from xstudy.publish import publish
+    from xstudy.remote import input_folder, output_folder
     from xstudy.study import open_study
 
-    record = read_record(folder)
-    study = open_study(profile_from(record["profile"], "run.json"), root, store)
-    print(publish(study, folder, record["command"])["html"])
+    with input_folder(folder) as old:
+        record = read_record(old, folder)
+    study = open_study(profile_from(record["profile"], f"{folder}/run.json"), root or root_of(record), store)
+    with quiet_when(as_json), output_folder(folder) as here:
+        publish(study, here, record["command"])
+    paths = report_paths(folder)
+    show(paths, True) if as_json else print(paths["html"])
+
+
+def report_paths(folder: str) -> dict[str, str]:
+    "Where the reports of a published folder are."
+    return {kind: f"{folder.rstrip('/')}/report.{end}" for kind, end in dict(markdown="md", html="html", pdf="pdf").items()}
 
 # %% ../nbs/70_run_commands.ipynb #cell-019
 def runs(store: StoreAt = "", as_json: Json = False):

@@ -12,8 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from .core import SettingsError, nearest
-from .plan import Keys
-from .study import Study, encoder_name
+from .study import Study, arm_keys, encoder_key, encoder_name, encoders_of
 
 # %% ../nbs/55_watch.ipynb #cell-004
 class TensorBoard:
@@ -77,7 +76,7 @@ class Logs:
     "Boards that are told of each finished job."
 
     def __init__(self, study: Study, boards: list):
-        self.study, self.boards, self.keys, self.shown = study, boards, Keys.of(study), set()
+        self.study, self.boards, self.shown = study, boards, set()
         self.arms = {f"{name}-s{seed}": (name, seed) for name in study.arms for seed in study.profile.seeds} if boards else {}
 
     def put(self, values: dict[str, float], step: int = 0):
@@ -101,11 +100,11 @@ class Logs:
 
     def job(self, name: str):
         "A job has finished."
-        encoders = {encoder_name(n): k for n, k in self.keys.encoders.items()} if self.boards else {}
+        encoders = {encoder_name(n): encoder_key(self.study, n) for n in encoders_of(self.study.profile)} if self.boards else {}
         if name in encoders:
             self.folder(name, encoders[name])
         elif name in self.arms:
-            k = self.keys.of_arm(*self.arms[name])
+            k = arm_keys(self.study, *self.arms[name])
             self.folder(f"{name}/intermediate", k.intermediate)
             self.folder(f"{name}/target", k.model)
             stages = self.study.store.json(k.record)["stages"] if self.study.store.has(k.record) else {}
