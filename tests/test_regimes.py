@@ -335,7 +335,7 @@ def test_normalised_lookup_finds_more_real_words(data_root):
     table = augment.read_neighbours(data_root / "lexicons" / "counterfitted_neighbors.json")
     texts = [t for line in (data_root / "xnli" / "dev-en.tsv").read_text(encoding="utf-8").splitlines()[:800] for t in line.split("\t")[:2]]
     plain = [w in table for t in texts for w in t.split(" ")]
-    ours, total = sum(len(augment.matches(t, "en", table)) for t in texts), sum(w.is_word for t in texts for w in words(t, "en"))
+    ours, total = sum(len(augment.phrase_matches(t, "en", table)) for t in texts), sum(w.is_word for t in texts for w in words(t, "en"))
     print(f"plain {np.mean(plain):.3f}, normalised {ours / total:.3f}")
     assert len(table) > 25000 and max(len(n) for n in table.values()) >= 8
     assert np.mean(plain) < 0.5 < ours / total

@@ -15,9 +15,9 @@ import torch
 
 from .core import DataError, ModelError, seed_for
 from .features import encode_examples
-from .languages import RECORDS, has_digit, in_script, lower, words
+from .languages import RECORDS, capital, has_digit, in_script, lower, words
 from .local_models import whole_words
-from .perturb import Budget, Edit, capital, register
+from .perturb import Budget, Edit, register
 from .regimes import PGD
 
 # %% ../nbs/34_gradients.ipynb #cell-005

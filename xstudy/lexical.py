@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import regex
 
-from .augment import normal, read_neighbours
+from .augment import read_neighbours
 from .core import DataError
 from .files import folders_named
-from .languages import LANGUAGES, RECORDS, code_of, has_digit, in_script, language, lower, words
+from .languages import LANGUAGES, RECORDS, capital, code_of, has_digit, in_script, language, lower, normal, phrase_matches, words
 from .local_models import LocalEncoder, LocalMasked, fill
 from .parser import book
-from .perturb import Budget, Edit, capital, phrase_matches, register
+from .perturb import Budget, Edit, register
 from .readers import read_lines
 from .scenes import LEXICON
 

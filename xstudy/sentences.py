@@ -14,8 +14,8 @@ import regex
 
 from .align import align, phrases, tokens
 from .core import DataError
-from .languages import LANGUAGES, RECORDS, has_digit, language, lower
-from .perturb import Budget, Edit, capital, register
+from .languages import LANGUAGES, RECORDS, capital, has_digit, language, lower
+from .perturb import Budget, Edit, register
 
 # %% ../nbs/30_sentences.ipynb #cell-005
 def _partners(rows: list, lift: float = 3.0) -> dict:

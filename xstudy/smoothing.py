@@ -16,10 +16,10 @@ import pandas as pd
 import torch
 from scipy.stats import beta, binomtest, norm
 
-from .augment import changed, dressed, matches, neighbour_draw, normal
+from .augment import changed, neighbour_draw
 from .core import DataError, Progress, SettingsError, rng, seed_for
 from .features import encode
-from .languages import language, words
+from .languages import capital, has_digit, language, normal, phrase_matches, words
 from .regimes import in_ball
 from .schedule import ask, usable
 from .tasks import task
@@ -47,14 +47,14 @@ def single_words(table: dict, code: str, most: int = 8) -> dict:  # word -> neig
     "The entries and neighbours of a table that are single words, at most `most` neighbours each; raises `DataError` for a language without spaces."
     if not language(code).spaces:
         raise DataError(f"{language(code).name} writes no spaces: a replaced word may change how its neighbours are cut, and nothing can be certified.")
-    one = lambda w: [s.text for s in words(w, code) if s.is_word] == [w]  # noqa: E731
+    one = lambda w: [s.text for s in words(w, code) if s.is_word] == [w] and not has_digit(w)  # noqa: E731
     kept = {normal(w, code): {normal(x, code): x for x in reversed(near) if one(x)} for w, near in table.items() if one(w)}
     return {w: found for w, near in kept.items() if (found := tuple(x for k, x in reversed(near.items()) if k != w)[:most])}
 
 
 def drawn_from(word: str, code: str, table: dict) -> frozenset:
     "The words that a copy has in a word's place: itself and its neighbours, with its capital."
-    return frozenset((word, *(dressed(n, word, code) for n in table.get(normal(word, code), ()))))
+    return frozenset((word, *(capital(n, word, code) for n in table.get(normal(word, code), ()))))
 
 
 def overlap(word: str, code: str, table: dict) -> float:  # 0 to 1
@@ -220,7 +220,7 @@ def certify_words(
     if not pairs:
         return _rows([], [], open=[])
     choose, measure = (word_votes(items, predict, labels, tables, n, 2 * seed + k, cache) for k, n in ((0, first), (1, copies)))
-    alike = [[overlap(t[a:b], code, tables.get(code, {})) for t in texts for a, b, _ in matches(t, code, tables.get(code, {}))] for texts, code, _ in items]
+    alike = [[overlap(t[a:b], code, tables.get(code, {})) for t in texts for a, b, _ in phrase_matches(t, code, tables.get(code, {}))] for texts, code, _ in items]
     certificates = [certify(c, m, lambda p, o=o: word_radius(p, o), alpha) for c, m, o in zip(choose, measure, alike)]
     return _rows(pairs, certificates, open=[len(o) for o in alike])
 
