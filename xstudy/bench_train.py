@@ -8,7 +8,7 @@ __all__ = ['SIDES', 'CHOICES', 'LONGEST', 'TrainBench', 'minilm_folder', 'exampl
            'bench_train']
 
 # %% ../nbs/72_bench_train.ipynb #cell-002
-import json, multiprocessing, os, resource, statistics, time
+import multiprocessing, os, resource, statistics, time
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
