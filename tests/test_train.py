@@ -10,13 +10,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, RemBertConfig, RemBertModel
 
 from xstudy import train
-from xstudy.core import DataError, ModelError
+from xstudy.core import DataError, ModelError, SettingsError
 from xstudy.derived import examples_of
 from xstudy.encoders import encoder_spec, new_encoder, train_tokenizer
 from xstudy.features import encode_examples
 from xstudy.lab import LabSettings, LabSource
 from xstudy.loop import LoopSettings, propagate
-from xstudy.pretrain import Corpus
+from xstudy.pretrain import Corpus, PretrainSettings
 from xstudy.regimes import REGIMES, Plain
 from xstudy.stages import stage_regime
 from xstudy.train import Stage, StageSettings, mixing_weights, train_stage
@@ -125,3 +125,15 @@ def test_mixing_is_t5s():
     assert np.allclose(mixing_weights(sizes, s), rates**0.5 / (rates**0.5).sum())
     assert np.allclose(mixing_weights(sizes, replace(s, temperature=1.0)), rates) and np.allclose(mixing_weights(sizes, replace(s, temperature=1e9)), 1 / 3)
     assert np.allclose(mixing_weights(sizes, replace(s, mixing="proportional")), np.array([400_000, 3000, 12]) / 403_012)
+
+
+@pytest.mark.parametrize("made", [
+    lambda: LoopSettings(lr=-1.0), lambda: LoopSettings(lr=float("nan")), lambda: LoopSettings(clip=0.0), lambda: LoopSettings(warmup=2.0),
+    lambda: StageSettings("lab-nli", float("nan")), lambda: StageSettings("lab-nli", 10, batch_tokens=0), lambda: StageSettings("lab-nli", 10, select=-1),
+    lambda: StageSettings("a+b", 10, mixing="temperature", temperature=0.0), lambda: StageSettings("a+b", 10, cap=0), lambda: StageSettings("lab-nli", 10, threads=0),
+    lambda: PretrainSettings(batch=0), lambda: PretrainSettings(mask=2.0), lambda: PretrainSettings(noise=0.8), lambda: PretrainSettings(contrast_batch=0),
+    lambda: Stage(None, StageSettings("", 1), Plain()), lambda: Stage(None, StageSettings("lab-nli+lab-nli", 1), Plain()),
+])  # fmt: skip
+def test_settings_that_cannot_train_are_refused(made):
+    with pytest.raises(SettingsError):
+        made()

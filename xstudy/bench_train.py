@@ -8,7 +8,7 @@ __all__ = ['SIDES', 'CHOICES', 'LONGEST', 'TrainBench', 'minilm_folder', 'exampl
            'bench_train']
 
 # %% ../nbs/72_bench_train.ipynb #cell-002
-import json, multiprocessing, os, resource, statistics, time
+import multiprocessing, os, resource, statistics, time
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -210,20 +210,33 @@ def compare_sides(s: TrainBench, repeats: int = 5, sides: tuple = SIDES) -> dict
     )  # fmt: skip
 
 # %% ../nbs/72_bench_train.ipynb #cell-021
-def bench_regimes(s: TrainBench, names: tuple = ("pgd", "freelb", "smart", "r3f", "rs-rp"), repeats: int = 5, batches: int = 4) -> dict:  # name -> {seconds, cost}
-    "Cost of training steps over plain ones. Raises `SettingsError` for an unknown regime."
+def _given(s: TrainBench, names: tuple, train: list, tokenizer, every: int) -> dict:  # name -> Regime
+    "The regimes with the tables, texts and attack that the lab gives a stage; the attack comes every `every` steps."
+    from xstudy.stages import stage_regime
+    from xstudy.train import StageSettings
+
+    lab, out = LabSource(LabSettings(text_per_language=200, parallel_rows=50)), {}
+    for name in names:
+        stage = StageSettings(s.task, 1, regime=name, options={"every": every} if name == "attack-in-the-loop" else {})
+        out[name] = stage_regime(lab, stage, tokenizer, {s.task: train}, lab.languages(s.task))
+    return out
+
+
+def bench_regimes(s: TrainBench, names: tuple | None = None, repeats: int = 5, batches: int = 4) -> dict:  # name -> {seconds, cost}
+    "Cost of training steps over plain ones, of all regimes for None. Raises `SettingsError` for an unknown regime."
     from xstudy.features import encode_examples
     from xstudy.heads import TaskModel
-    from xstudy.regimes import regime, step_costs
+    from xstudy.regimes import REGIMES, step_costs
 
     train = examples(s)[0]
     base, tokenizer = prepared(s)[:2]
     tokenizer.model_max_length = LONGEST
+    others = [n for n in (REGIMES if names is None else names) if n != "plain"]
     with threads(s.threads):
         model = TaskModel(base.encoder, task(s.task).family, task(s.task).labels, s.seed, "mean")
         features = encode_examples(tokenizer, train[: s.batch * batches])
         made = [model.batch(features[i : i + s.batch]) for i in range(0, len(features), s.batch)]
-        return step_costs({n: regime(n) for n in ("plain", *names)}, model, made, repeats, s.precision)
+        return step_costs(_given(s, ("plain", *others), train, tokenizer, batches), model, made, repeats, s.precision)
 
 # %% ../nbs/72_bench_train.ipynb #cell-022
 def bench_train(

@@ -7,6 +7,7 @@ __all__ = ['POOL', 'PretrainSettings', 'Marks', 'Documents', 'Rows', 'Corpus', '
            'mask_batch', 'contrast_batch', 'contrast_loss', 'MaskedLM', 'pretrain']
 
 # %% ../nbs/21_pretrain.ipynb #cell-002
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 from .core import DataError, rng
 from .encoders import encoder_spec, new_encoder, round_up, save_encoder, text_vectors, train_tokenizer
 from .features import Frame, check_tokenizer, mapped
-from .loop import LoopSettings, Tokens, optimise, threads
+from .loop import LoopSettings, Tokens, optimise, threads, within
 
 # %% ../nbs/21_pretrain.ipynb #cell-004
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class PretrainSettings:
     seed: int = 0
     threads: int = 2  # part of the result: sums are split by thread
     loop: LoopSettings = field(default_factory=lambda: LoopSettings(lr=3e-3, clip=1.0))
+
+    def __post_init__(self):
+        within(self, **dict.fromkeys(("tlm", "pivot", "repeat", "mask", "pair_mask"), (0, 1)), noise=(0, 0.5))
+        within(self, **dict.fromkeys(("batch", "contrast_batch", "threads"), (1, math.inf)), max_tokens=(8, math.inf))
+        within(self, **dict.fromkeys(("steps", "contrast", "alpha"), (0, math.inf)), temperature=(1e-6, math.inf))
 
 # %% ../nbs/21_pretrain.ipynb #cell-007
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,6 @@ __all__ = ['CORPORA', 'LIMIT', 'read_paragraphs', 'text_files', 'bare', 'evaluat
 # %% ../nbs/12_texts.ipynb #cell-002
 import re
 from collections import Counter
-import unicodedata
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -18,11 +17,11 @@ import regex
 from .core import DataError, nearest, sha256
 from .files import folders_named, layout_of
 from .formats import json_document, records
-from .inventory import languages
+from .inventory import languages, normal
 from .languages import code_of
 from .readers import read_lines
 from .shelf import Shelf, read_split
-from .tasks import LANGUAGES, TASKS, Passage, Span, Tagged, task
+from .tasks import LANGUAGES, TASKS, Passage, Span, Tagged
 
 # %% ../nbs/12_texts.ipynb #cell-007
 CORPORA = {  # origin -> folder names, file names (one group: the language)
@@ -62,7 +61,7 @@ _END = regex.compile(r"(?<=[.!?。！？।؟…])\s*|\n+")
 
 def bare(text: str) -> str:
     "Letters, marks and digits of a text, without case, width, space and punctuation: what tells whether two sentences are one."
-    return _OTHER.sub("", unicodedata.normalize("NFKC", text).casefold())
+    return _OTHER.sub("", normal(text))
 
 # %% ../nbs/12_texts.ipynb #cell-013
 def evaluation_texts(x) -> list:

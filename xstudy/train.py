@@ -7,6 +7,7 @@ __all__ = ['MIXING', 'StageSettings', 'shuffled', 'mixing_weights', 'plan_stage'
            'majority']
 
 # %% ../nbs/24_train.ipynb #cell-002
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from .core import DataError, SettingsError, rng, seed_for
 from .derived import Aligned
 from .features import Feature, Features, encode_examples
 from .heads import Predictor, TaskModel, middle_layer
-from .loop import EarlyStop, LoopSettings, optimise, plan_batches, threads
+from .loop import EarlyStop, LoopSettings, optimise, plan_batches, threads, within
 from .pretrain import Corpus, MaskedLM, PretrainSettings, draw_pool, mask_batch
 from .regimes import Regime, regime
 from .tasks import task
@@ -57,10 +58,10 @@ class StageSettings:
         for name, known in one_of.items():
             if getattr(self, name) not in known:
                 raise SettingsError(f"{name} {getattr(self, name)!r} is not known: use {' or '.join(map(repr, known))}.")
-        if self.tokens <= 0:
+        if not self.tokens > 0:
             raise SettingsError(f"A stage of {self.tokens} tokens trains nothing: give a positive number.")
-        if self.accumulate < 1:
-            raise SettingsError(f"accumulate {self.accumulate}: a batch is read in 1 part or more.")
+        more = math.inf
+        within(self, batch_tokens=(1, more), accumulate=(1, more), temperature=(1e-3, more), cap=(1, more), threads=(1, more), select=(0, more))
         if not 0 < self.share <= 1 or not 0 <= self.mlm < 1:
             raise SettingsError(f"share {self.share} must lie above 0 and up to 1, mlm {self.mlm} from 0 to below 1.")
 
@@ -126,6 +127,8 @@ class Stage(nn.Module):
 
     def __init__(self, encoder, s: StageSettings, how: Regime, text: Corpus | None = None):
         super().__init__()
+        if not s.tasks or len(set(s.tasks)) < len(s.tasks):
+            raise SettingsError(f"A stage trains on one task or on several different ones, not on {s.task!r}.")
         if s.mlm and text is None:
             raise SettingsError(f"A stage with mlm {s.mlm} reads unlabelled text, and was given none.")
         cards = {t: task(t) for t in s.tasks}

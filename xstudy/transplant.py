@@ -23,7 +23,7 @@ from tokenizers.models import Unigram
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from .align import Ways, learn, numbered
-from .core import ModelError, rng
+from .core import ModelError
 from .encoders import SPECIAL, attention_for, looks_local, unigram_pieces, wrap_tokenizer
 from .files import folders_named
 from .readers import read_lines
