@@ -8,7 +8,7 @@ __all__ = ['app', 'NOTEBOOKS', 'stores', 'benches', 'checks', 'doctor', 'data', 
            'bench_train_', 'main']
 
 # %% ../nbs/70_cli.ipynb #cell-002
-import json, os, re, shutil, sys, traceback
+import os, re, shutil, sys, traceback
 from pathlib import Path
 from typing import Annotated, Optional
 

@@ -21,7 +21,6 @@ from .distil import TransplantSettings
 from .lab import LabSettings
 from .languages import LANGUAGES
 from .perturb import HOMES, PERTURBATIONS
-from .loop import LoopSettings
 from .encoders import encoder_spec
 from .pretrain import PretrainSettings
 from .regimes import cost_of

@@ -8,6 +8,7 @@ __all__ = ['LOST', 'WAIT', 'QUEUED', 'KINDS', 'OURS', 'FREE', 'code_digest_here'
            'check_cluster']
 
 # %% ../nbs/52_executors.ipynb #cell-002
+import asyncio
 import concurrent.futures as futures
 import contextlib, importlib.util, inspect, multiprocessing, os, shutil, sys, threading, time
 from pathlib import Path
@@ -176,14 +177,29 @@ def _client(address: str, stack: contextlib.ExitStack, patience: float = 10.0):
     "A client of a scheduler; `SettingsError` in one sentence when none answers."
     distributed = _package("distributed", "dask clusters")
     try:
-        if isinstance(address, str) and urlsplit(address).port:
-            knock(address)  # a client tries for long where nobody is
+        if isinstance(address, str):
+            _greet(address, patience)
         client = distributed.Client(address, timeout=patience, set_as_default=False)
-    except (OSError, ValueError, TimeoutError) as e:
-        said = " ".join(str(e).split())[:120]
+    except Exception as e:  # whatever answers there need not speak as Dask does
+        said = " ".join(str(e).split())[:120] or type(e).__name__
         raise SettingsError(f"No Dask scheduler can be reached at {address} ({said}): start one with `dask scheduler`, or give another --cluster.") from None
     stack.callback(client.close)
     return client
+
+
+def _greet(address: str, patience: float):
+    "Raises whatever a scheduler that is none gives rise to; a client would be left behind half open, and try for long where nobody is."
+    from distributed import Security
+    from distributed.comm import connect as call
+
+    async def greet():
+        comm = await asyncio.wait_for(call(address, timeout=patience, **Security().get_connection_args("client")), patience + 1)
+        comm.abort()
+
+    if urlsplit(address).port:
+        knock(address)
+    with futures.ThreadPoolExecutor(1) as pool:  # a notebook has a loop of its own
+        pool.submit(asyncio.run, greet()).result()
 
 
 def _package(name: str, what: str):
@@ -221,7 +237,7 @@ def waits(otherwise: float, text: str = "") -> float:
     "Seconds that a run waits for a worker: XSTUDY_CLUSTER_WAIT, else `text` (of the cluster's file), else `otherwise`."
     return limit_of("XSTUDY_CLUSTER_WAIT", os.environ.get("XSTUDY_CLUSTER_WAIT", "")) or limit_of("wait", text) or otherwise
 
-# %% ../nbs/52_executors.ipynb #cell-013
+# %% ../nbs/52_executors.ipynb #cell-015
 KINDS = {
     "slurm": ("dask_jobqueue", "SLURMCluster"),
     "pbs": ("dask_jobqueue", "PBSCluster"),
@@ -261,7 +277,7 @@ def read_cluster(path: str | Path) -> tuple:  # (class, our settings, options of
     limit_of(f"{path}: wait", str(raw.get("wait", "")))
     return cls, {k: raw[k] for k in OURS if k in raw}, {k: v for k, v in raw.items() if k not in OURS}
 
-# %% ../nbs/52_executors.ipynb #cell-016
+# %% ../nbs/52_executors.ipynb #cell-018
 FREE = "DASK_DISTRIBUTED__WORKER__DAEMON"  # "False": a worker may have children
 
 
@@ -284,7 +300,7 @@ def filled_in(kind: str, ours: dict, options: dict) -> tuple[dict, dict, int]:
     given["scheduler_options"] = {"dashboard_address": ":0"} | (given.get("scheduler_options") or {})
     return given, offers, size
 
-# %% ../nbs/52_executors.ipynb #cell-019
+# %% ../nbs/52_executors.ipynb #cell-021
 def _answered(cls, answers: list):
     "The class of a queue's cluster, whose jobs note what the queue answered to each: '' or its complaint."
     from distributed.deploy.spec import ProcessInterface
@@ -311,7 +327,7 @@ def _ask_queue(cluster, jobs: int, answers: list, patience: float = 60.0):
     if "" not in answers:
         raise RuntimeError(answers[0] if answers else f"the queue gave no answer in {patience:g} s")
 
-# %% ../nbs/52_executors.ipynb #cell-020
+# %% ../nbs/52_executors.ipynb #cell-022
 def _askable(path: str | Path) -> tuple:
     "As `read_cluster`; `SettingsError` also where the queue's command is not on this machine."
     cls, ours, options = read_cluster(path)
@@ -340,7 +356,7 @@ def start_cluster(path: str | Path, workers: int = 0) -> DaskExecutor:
         print(f"{jobs} jobs asked of {kind}; the run begins as soon as one is there", file=sys.stderr, flush=True)
         return DaskExecutor(client, jobs * size, offers, stack.pop_all(), waits(QUEUED if queue else WAIT, str(ours.get("wait", ""))))
 
-# %% ../nbs/52_executors.ipynb #cell-021
+# %% ../nbs/52_executors.ipynb #cell-023
 def executor_for(
     cluster: str = "",  # "" or "local": here; the address of a Dask scheduler; or a YAML file
     workers: int = 0,  # notebooks at once here, or as many as a queue is asked for; 0: the cores that this process may use

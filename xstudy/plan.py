@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from .arms import Arm, arms, main_measures, power, questions_asked
-from .batch import Job, check_graph
+from .batch import Job
 from .core import SettingsError, XstudyError, canonical, content_key, nearest, plain, sha256
-from .design import ASKED, Profile, load_profile, pretrain_of, threads_needed
+from .design import ASKED, Profile, pretrain_of, threads_needed
 from .encoders import encoder_spec
 from .regimes import cost_of
 from .runs import machine_facts, runs_of
 from .store import Store
-from .study import ArmKeys, Study, arm_key, arm_keys, encoder_key, encoder_name, encoders_of, open_study, phase_one, result_key
+from .study import ArmKeys, Study, arm_key, arm_keys, encoder_key, encoder_name, encoders_of, phase_one, result_key
 from .tasks import task
 from .train import StageSettings
 from .transplant import teacher_folder

@@ -9,7 +9,7 @@ __all__ = ['FEWEST', 'PRESERVATION', 'all_predictions', 'transfer_shown', 'gate_
            'pretraining_curve', 'write_result']
 
 # %% ../nbs/54_results.ipynb #cell-002
-import json, textwrap
+import textwrap
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path

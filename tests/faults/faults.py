@@ -1,11 +1,15 @@
 """Hits a toy study at random moments and compares what it ends with, byte for byte, with a run that nothing disturbed.
 
-    python tests/faults/faults.py                       every fault 20 times
+    python tests/faults/faults.py                       every fault 20 times, as many trials side by side as there are cores
     python tests/faults/faults.py --fault disk --times 3 --json
+
+Each trial has a store, a folder and a session of its own, so that those side by side know nothing of each other.
 """
 
 import argparse
+import concurrent.futures as futures
 import json
+import multiprocessing
 import os
 import random
 import select
@@ -249,11 +253,34 @@ def clock_apart(arguments, folder: Path, references: dict) -> list[dict]:
     stamp = folder / "clock"
     stamp.write_text("+0")
     environment = os.environ | {"LD_PRELOAD": str(FAKETIME), "FAKETIME_TIMESTAMP_FILE": str(stamp), "FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1"}
-    words = [sys.executable, __file__, *["--late"] * arguments.late, "--fault", "clock", "--times", str(arguments.times), "--seed", str(arguments.seed), "--json", "--reference", str(references[False])]
+    words = [sys.executable, __file__, *["--late"] * arguments.late, "--side-by-side", "1", "--fault", "clock", "--times", str(arguments.times), "--seed", str(arguments.seed), "--json", "--reference", str(references[False])]
     done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True)
     if not done.stdout:
         raise SystemExit("The trials of the clock did not end.")
     return json.loads(done.stdout)["trials"]
+
+
+def some(fault: str, turn: int | None, arguments, folder: Path, references: dict) -> list[dict]:
+    "One trial, or all of the clock where `turn` is None; said when they end."
+    made = clock_apart(arguments, folder, references) if turn is None else [one(fault, turn, folder, references, arguments.seed, arguments.late)]
+    for r in made if turn is not None else ():
+        end = "equal bytes" if r["recovered"] and r["equal"] else f"NOT: {'; '.join(r['wrong'])}"
+        print(f"{TITLES[fault]} {turn + 1}/{arguments.times}: at {r['moment']} s, {r['note']}: {end} · {r['seconds']} s", file=sys.stderr, flush=True)
+    return made
+
+
+def side_by_side(faults: list, apart: bool, arguments, folder: Path, references: dict) -> list[dict]:
+    "All trials, in processes forked from this one, which has imported everything; the clock's own process first, for it takes longest."
+    work = [("clock", None)] * apart + [(f, turn) for turn in range(arguments.times) for f in faults if not (apart and f == "clock")]
+    lanes = max(1, min(arguments.side_by_side or len(os.sched_getaffinity(0)), len(work)))
+    if lanes == 1:
+        return [r for f, turn in work for r in some(f, turn, arguments, folder, references)]
+    pool = futures.ProcessPoolExecutor(lanes, mp_context=multiprocessing.get_context("fork"))
+    try:
+        made = [r for done in [pool.submit(some, *w, arguments, folder, references) for w in work] for r in done.result()]
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return sorted(made, key=lambda r: (faults.index(r["fault"]), r["turn"]))
 
 
 def table(trials: list[dict]) -> list[dict]:
@@ -271,6 +298,7 @@ def main() -> int:
     words.add_argument("--times", type=int, default=20, help="how often each (default: 20)")
     words.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     words.add_argument("--json", action="store_true", help="print one JSON document")
+    words.add_argument("--side-by-side", type=int, default=0, help="trials at once (default: as many as cores)")
     words.add_argument("--late", action="store_true", help="begin with what an undisturbed run had filed shortly before the moment: twice as fast")
     words.add_argument("--plain-clock", action="store_true", help="move the clock of Python only, not by libfaketime")
     words.add_argument("--reference", help=argparse.SUPPRESS)
@@ -289,14 +317,8 @@ def main() -> int:
             for run in (study(references[False]), graph(references[True])):
                 if run.wait():
                     raise SystemExit(f"The undisturbed run failed: {run.said()[-2000:]}")
-        for fault in faults:
-            if fault == "clock" and FAKETIME and not preloaded and not arguments.plain_clock:
-                trials += clock_apart(arguments, folder, references)
-                continue
-            for turn in range(arguments.times):
-                trials.append(r := one(fault, turn, folder, references, arguments.seed, arguments.late))
-                end = "equal bytes" if r["recovered"] and r["equal"] else f"NOT: {'; '.join(r['wrong'])}"
-                print(f"{TITLES[fault]} {turn + 1}/{arguments.times}: at {r['moment']} s, {r['note']}: {end} · {r['seconds']} s", file=sys.stderr, flush=True)
+        apart = "clock" in faults and bool(FAKETIME) and not preloaded and not arguments.plain_clock
+        trials = side_by_side(faults, apart, arguments, folder, references)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     rows = table(trials)

@@ -41,6 +41,9 @@ def import_all():
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "agg", "PYTHONHASHSEED": "0"}
     for name in (*PRELOAD, "xstudy.cli", "xstudy.publish", "xstudy.batch", "xstudy.results", "xstudy.study"):
         importlib.import_module(name)
+    from xstudy.executors import code_digest_here
+
+    code_digest_here()  # keys ask for the digests of all modules
 
 
 _start_process = util.spawnv_passfds
