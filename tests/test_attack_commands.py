@@ -195,11 +195,32 @@ def test_the_number_of_items_asked_at_once_changes_nothing(models):
     assert said[0] == said[1] == said[2]
 
 
+def test_answers_are_kept_between_runs_and_attacks(models, call, tmp_path):
+    ask = lambda name, *more: json.loads(call("attack", models / name, "--task", name if name != "other" else "lab-nli", "--items", 6, "--queries", 8, *more, "--json")[1])
+    for name in ("lab-nli", "lab-ner", "lab-qa", "lab-retrieval"):
+        kept = ("--answers", tmp_path / f"{name}.sqlite")
+        plain, first, again = ask(name), ask(name, *kept), ask(name, *kept)
+        assert first["results"] == again["results"] == plain["results"] and first["answers"]["asked"] > 0 == again["answers"]["asked"], name
+    other = ask("lab-nli", "--answers", tmp_path / "lab-nli.sqlite", "--attack", "case")["answers"]
+    assert other["asked"] and other["known"] == 6  # the clean questions are those of the other attack
+    assert ask("other", "--answers", tmp_path / "lab-nli.sqlite", "--search", "greedy-gradient")["answers"]["known"] == 0  # another model's answers are not its own
+    code, _, err = call("attack", models / "lab-nli", "--items", 2, "--answers", tmp_path / "no" / "folder" / "x")
+    assert code == 2 and "cannot be used for answers" in err
+
+
+def test_accounts_have_both_budgets_and_every_question(models, call):
+    code, out, _ = call("attack", models / "lab-nli", "--languages", "en,ru", "--items", 8, "--budget", 0.5, "--chars", 0.04, "--json")
+    for a in json.loads(out)["accounts"]:
+        assert code == 0 and (a["budget_words"], a["budget_chars"]) == (0.5, 0.04) and a["queries"] == a["hits"] + a["asked"] and a["chars_changed"] <= 0.06
+    assert "What it cost" in call("attack", models / "lab-nli", "--items", 3)[1] and call("attack", models / "lab-nli", "--chars", 2)[0] == 2
+
+
 BAD = [
     (["attack", "no-such-model"], "no model folder"),
     (["attack", "MODELS/lab-ner"], "made for tagging"),
     (["attack", "MODELS/lab-nli", "--task", "lab-nlj"], "Did you mean 'lab-nli'"),
     (["attack", "MODELS/lab-nli", "--attack", "deepwordbgu"], "Did you mean 'deepwordbug'"),
+    (["attack", "MODELS/lab-nli", "--attack", "textbugger"], "no perturbation or recipe"),
     (["attack", "MODELS/lab-nli", "--attack", "substitute"], "--mlm"),
     (["attack", "MODELS/lab-nli", "--attack", "bae", "--mlm", "MODELS/lab-nli"], "lm_head.bias"),
     (["attack", "MODELS/lab-nli", "--search", "greddy"], "Did you mean"),
