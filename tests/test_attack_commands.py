@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -329,6 +330,23 @@ def test_transfer_between_models(models, call, tmp_path):
     assert code == 0 and {x["model"] for x in said["skipped"]} == {"nan"} and all("no number" in x["reason"] for x in said["skipped"])
 
 
+def assert_more_can_be_asked(study):
+    "Another search has other keys, and no search the old ones; certified accuracy comes with the result, for the arms that were named."
+    from xstudy.design import Smoothing
+    from xstudy.results import certified, certified_curve, result_key
+    from xstudy.study import Study, model_key, part_key
+
+    how = lambda **more: Study(replace(study.profile, evaluation=replace(study.profile.evaluation, **more)), "", study.store)
+    key = lambda s, mode: part_key(s, model_key(s, "direct", 0), "direct", 0, mode, "typo")
+    assert key(how(search="beam"), "adaptive") != key(study, "adaptive") == key(how(search="greedy"), "adaptive") and key(how(search="beam"), "noise") == key(study, "noise")
+    assert certified(study).empty and certified_curve(study) == []
+    for kind in ("words", "gaussian"):
+        asked = how(smooth=Smoothing(kind, ("paws", "none"), 4, 20))
+        curve = certified(asked)
+        assert set(curve["arm"]) == {"paws"} and set(curve["language"]) == {"en"} and (curve["items"] == 4).all() and curve["accuracy"].is_monotonic_decreasing
+        assert certified_curve(asked)[0][0] == "certified" and result_key(asked) != result_key(study)
+
+
 def test_transfer_in_a_finished_study_trains_nothing(call, tmp_path):
     from xstudy.study import finish_arm, open_study
 
@@ -342,6 +360,7 @@ def test_transfer_in_a_finished_study_trains_nothing(call, tmp_path):
     code, out, err = call(*words, "--out", tmp_path / "out")
     said = json.loads(out)
     assert code == 0 and len(said["matrix"]) == 2 * 2 * 2 * 2 and kinds() == before, err
+    assert_more_can_be_asked(study)
     assert {r["lineage"] for r in said["matrix"]} == {"same model", "same arm", "same encoder"} and all(r["fooled"] in (1, None) for r in said["matrix"] if r["lineage"] == "same model")
     start = time.perf_counter()
     assert json.loads(call(*words)[1])["matrix"] == said["matrix"] and time.perf_counter() - start < 5

@@ -209,6 +209,7 @@ def natural_drop(
     again = lost[rng("again", seed).integers(len(lost), size=(1000, len(lost)))].mean(1)[:, :, 0]
     (their_p, their_right), (our_p, our_right) = lost.mean(0)
     ratio = lambda a, b: float(a / b) if b > 0 else float("nan")
-    low, high = (float(q) for q in np.percentile(again[:, 1] / np.where(again[:, 0] > 0, again[:, 0], np.nan), [2.5, 97.5])) if (again[:, 0] > 0).all() else (float("nan"),) * 2
+    ratios = [b / a if a > 0 else float("inf") for a, b in again] if their_p > 0 else [float("nan")]  # inf: in these texts theirs cost nothing
+    low, high = (float(q) for q in np.percentile(ratios, [2.5, 97.5], method="nearest"))
     drops = dict(theirs=float(their_p), ours=float(our_p), ratio=ratio(our_p, their_p), low=low, high=high, ratio_accuracy=ratio(our_right, their_right))
     return dict(texts=len(rows), rate=float(np.mean([r for *_, r in rows])), **drops)

@@ -335,6 +335,7 @@ def part_key(study: Study, model_key: str, arm: str, seed: int, mode: str, name:
     how |= dict(clean=e.clean) if mode == "clean" else dict(noise=noise_key(study, name)) if mode == "noise" else {}
     if mode == "adaptive":
         how |= dict(items=e.adaptive, languages=e.adaptive_languages, queries=e.queries, words=e.words)
+        how |= dict(search=e.search) if e.search != "greedy" else {}
         how |= dict(lexicons=s.digest("lexicons") if p.source == "folder" else "")
     return study.key("predictions", how, (model_key, s.digest(p.target)), _home(name))
 
@@ -351,7 +352,7 @@ def predict_part(study: Study, predict: Predictor, arm: str, seed: int, mode: st
     without = left_out(study, name)
     languages = [c for c in e.adaptive_languages if c not in without]
     pairs = [p for language in languages for p in items(study, language, e.adaptive)]
-    outcomes = attack(pairs, predict, how, budget, queries=e.queries)
+    outcomes = attack(pairs, predict, how, budget, e.search, e.queries)
     made = [dict(language=o.pair.language, item=o.pair.id, edits=[_flat(z) for z in o.edits]) for o in outcomes]
     return adaptive_table(outcomes, arm, seed, name, budget), _examples(outcomes, arm, name), made
 
