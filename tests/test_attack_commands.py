@@ -231,6 +231,8 @@ BAD = [
     (["attack", "MODELS/lab-nli", "--target", "maybe"], "no label of lab-nli"),
     (["attack", "MODELS/lab-nli", "--file", "nowhere.jsonl"], "cannot be read"),
     (["attack", "MODELS/lab-ner", "--task", "lab-ner", "--search", "greedy-gradient"], "not for tagging"),
+    (["attack", "MODELS/lab-ner", "--task", "lab-ner", "--attack", "hotflip"], "not for tagging"),
+    (["attack", "MODELS/lab-copa", "--task", "lab-copa", "--attack", "hotflip"], "not for choice"),
     (["attack", "MODELS/lab-nli", "--smooth", "fog", "--items", "2"], "words, gaussian or ball"),
     (["transfer", "MODELS/lab-nli", "MODELS/other"], "write --models"),
     (["transfer", "--models", "MODELS/lab-nli"], "two models or more"),
