@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -195,11 +196,32 @@ def test_the_number_of_items_asked_at_once_changes_nothing(models):
     assert said[0] == said[1] == said[2]
 
 
+def test_answers_are_kept_between_runs_and_attacks(models, call, tmp_path):
+    ask = lambda name, *more: json.loads(call("attack", models / name, "--task", name if name != "other" else "lab-nli", "--items", 6, "--queries", 8, *more, "--json")[1])
+    for name in ("lab-nli", "lab-ner", "lab-qa", "lab-retrieval"):
+        kept = ("--answers", tmp_path / f"{name}.sqlite")
+        plain, first, again = ask(name), ask(name, *kept), ask(name, *kept)
+        assert first["results"] == again["results"] == plain["results"] and first["answers"]["asked"] > 0 == again["answers"]["asked"], name
+    other = ask("lab-nli", "--answers", tmp_path / "lab-nli.sqlite", "--attack", "case")["answers"]
+    assert other["asked"] and other["known"] == 6  # the clean questions are those of the other attack
+    assert ask("other", "--answers", tmp_path / "lab-nli.sqlite", "--search", "greedy-gradient")["answers"]["known"] == 0  # another model's answers are not its own
+    code, _, err = call("attack", models / "lab-nli", "--items", 2, "--answers", tmp_path / "no" / "folder" / "x")
+    assert code == 2 and "cannot be used for answers" in err
+
+
+def test_accounts_have_both_budgets_and_every_question(models, call):
+    code, out, _ = call("attack", models / "lab-nli", "--languages", "en,ru", "--items", 8, "--budget", 0.5, "--chars", 0.04, "--json")
+    for a in json.loads(out)["accounts"]:
+        assert code == 0 and (a["budget_words"], a["budget_chars"]) == (0.5, 0.04) and a["queries"] == a["hits"] + a["asked"] and a["chars_changed"] <= 0.06
+    assert "What it cost" in call("attack", models / "lab-nli", "--items", 3)[1] and call("attack", models / "lab-nli", "--chars", 2)[0] == 2
+
+
 BAD = [
     (["attack", "no-such-model"], "no model folder"),
     (["attack", "MODELS/lab-ner"], "made for tagging"),
     (["attack", "MODELS/lab-nli", "--task", "lab-nlj"], "Did you mean 'lab-nli'"),
     (["attack", "MODELS/lab-nli", "--attack", "deepwordbgu"], "Did you mean 'deepwordbug'"),
+    (["attack", "MODELS/lab-nli", "--attack", "textbugger"], "no perturbation or recipe"),
     (["attack", "MODELS/lab-nli", "--attack", "substitute"], "--mlm"),
     (["attack", "MODELS/lab-nli", "--attack", "bae", "--mlm", "MODELS/lab-nli"], "lm_head.bias"),
     (["attack", "MODELS/lab-nli", "--search", "greddy"], "Did you mean"),
@@ -209,6 +231,8 @@ BAD = [
     (["attack", "MODELS/lab-nli", "--target", "maybe"], "no label of lab-nli"),
     (["attack", "MODELS/lab-nli", "--file", "nowhere.jsonl"], "cannot be read"),
     (["attack", "MODELS/lab-ner", "--task", "lab-ner", "--search", "greedy-gradient"], "not for tagging"),
+    (["attack", "MODELS/lab-ner", "--task", "lab-ner", "--attack", "hotflip"], "not for tagging"),
+    (["attack", "MODELS/lab-copa", "--task", "lab-copa", "--attack", "hotflip"], "not for choice"),
     (["attack", "MODELS/lab-nli", "--smooth", "fog", "--items", "2"], "words, gaussian or ball"),
     (["transfer", "MODELS/lab-nli", "MODELS/other"], "write --models"),
     (["transfer", "--models", "MODELS/lab-nli"], "two models or more"),
@@ -308,6 +332,23 @@ def test_transfer_between_models(models, call, tmp_path):
     assert code == 0 and {x["model"] for x in said["skipped"]} == {"nan"} and all("no number" in x["reason"] for x in said["skipped"])
 
 
+def assert_more_can_be_asked(study):
+    "Another search has other keys, and no search the old ones; certified accuracy comes with the result, for the arms that were named."
+    from xstudy.design import Smoothing
+    from xstudy.results import certified, certified_curve, result_key
+    from xstudy.study import Study, model_key, part_key
+
+    how = lambda **more: Study(replace(study.profile, evaluation=replace(study.profile.evaluation, **more)), "", study.store)
+    key = lambda s, mode: part_key(s, model_key(s, "direct", 0), "direct", 0, mode, "typo")
+    assert key(how(search="beam"), "adaptive") != key(study, "adaptive") == key(how(search="greedy"), "adaptive") and key(how(search="beam"), "noise") == key(study, "noise")
+    assert certified(study).empty and certified_curve(study) == []
+    for kind in ("words", "gaussian"):
+        asked = how(smooth=Smoothing(kind, ("paws", "none"), 4, 20))
+        curve = certified(asked)
+        assert set(curve["arm"]) == {"paws"} and set(curve["language"]) == {"en"} and (curve["items"] == 4).all() and curve["accuracy"].is_monotonic_decreasing
+        assert certified_curve(asked)[0][0] == "certified" and result_key(asked) != result_key(study)
+
+
 def test_transfer_in_a_finished_study_trains_nothing(call, tmp_path):
     from xstudy.study import finish_arm, open_study
 
@@ -321,6 +362,7 @@ def test_transfer_in_a_finished_study_trains_nothing(call, tmp_path):
     code, out, err = call(*words, "--out", tmp_path / "out")
     said = json.loads(out)
     assert code == 0 and len(said["matrix"]) == 2 * 2 * 2 * 2 and kinds() == before, err
+    assert_more_can_be_asked(study)
     assert {r["lineage"] for r in said["matrix"]} == {"same model", "same arm", "same encoder"} and all(r["fooled"] in (1, None) for r in said["matrix"] if r["lineage"] == "same model")
     start = time.perf_counter()
     assert json.loads(call(*words)[1])["matrix"] == said["matrix"] and time.perf_counter() - start < 5

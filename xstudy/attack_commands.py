@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'OTHERS', 'AUTHORS', 'ATTACKS', 'LINKED', 'SEARCH_NAMES', 'subsets', 'Mlm', 'SourceOf', 'FixedAttack',
-           'recipe', 'Asked', 'Opened', 'data_of', 'open_asked', 'attack_row', 'attack_language', 'run_attack',
-           'smooth_curve', 'certified_figure', 'attack', 'tell', 'subset_build', 'subset_verify', 'subset_score',
-           'transfer', 'transfer_in', 'transfer_of']
+           'recipe', 'Asked', 'Opened', 'data_of', 'open_asked', 'budget_of', 'attack_row', 'attack_language',
+           'run_attack', 'smooth_curve', 'certified_figure', 'attack', 'tell', 'subset_build', 'subset_verify',
+           'subset_score', 'transfer', 'transfer_in', 'transfer_of']
 
 # %% ../nbs/70_attack_commands.ipynb #cell-002
 import json
@@ -33,7 +33,7 @@ RECIPES = {  # TextAttack's recipes -> the nearest perturbation and search of ou
     "hotflip": ("hotflip", "beam"),  # Ebrahimi et al. 2018
     "checklist": ("rename", "random"),  # Ribeiro et al. 2020
 }
-OTHERS = {"pruthi": "pruthi2019", "bertattack": "bert-attack", "fasteralzantot": "alzantot", "geneticalgorithm": "alzantot"}
+OTHERS = {"pruthi": "pruthi2019", "bertattack": "bert-attack", **dict.fromkeys(("fastalzantot", "fasteralzantot", "geneticalgorithm", "fastergeneticalgorithm"), "alzantot")}
 AUTHORS = ("gao", "jin", "ren", "alzantot", "yoo", "li", "garg", "ebrahimi", "ribeiro", "yooqi", "jia")
 ATTACKS = """typo homoglyph invisible spacing case diacritics romanise codemix phrasemix synonym substitute order number rename tautology negated-tautology distractor
 hotflip""".split()
@@ -53,7 +53,7 @@ def recipe(name: str) -> tuple[str, str]:  # (perturbation, search)
     known = {k.replace("-", "").rstrip("0123456789"): k for k in RECIPES} | OTHERS
     if said in RECIPES or short in known:
         return RECIPES[said if said in RECIPES else known[short]]
-    raise SettingsError(f"there is no perturbation {name!r}.{nearest(said, [*HOMES, *PERTURBATIONS, *RECIPES])}")
+    raise SettingsError(f"there is no perturbation or recipe {name!r}.{nearest(said, {**HOMES, **PERTURBATIONS, **RECIPES})}")
 
 # %% ../nbs/70_attack_commands.ipynb #cell-007
 @dataclass(frozen=True)
@@ -75,6 +75,8 @@ class Asked:
     target: str = ""  # label that is wanted
     mlm: str = ""  # folder of a masked language model
     labels: tuple = ()  # of a checkpoint that does not name them
+    chars: float | None = None  # share of characters that may change; None: the perturbation's own
+    answers: str = ""  # file that keeps the model's answers
 
 # %% ../nbs/70_attack_commands.ipynb #cell-008
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def data_of(a: Asked):
 
 def open_asked(a: Asked) -> Opened:
     "Opens what was asked for; raises an `XstudyError` in one sentence."
-    from xstudy.asked import read_model
+    from xstudy.asked import read_model, with_answers
     from xstudy.heads import Predictor
     from xstudy.perturb import Budget
     from xstudy.saliency import SaliencyPredictor
@@ -109,14 +111,20 @@ def open_asked(a: Asked) -> Opened:
     from xstudy.tasks import task
 
     card, data = task(a.task), data_of(a)
-    search_named(a.search), Budget(words=a.budget)
+    search_named(a.search), Budget(a.budget, 0 if a.chars is None else a.chars)
     if a.items < 1 or a.queries < 1:
         raise SettingsError(f"--items {a.items} and --queries {a.queries}: both are at least 1.")
     there = data.languages(a.task)
     if unknown := [c for c in a.languages if c not in there]:
         raise DataError(f"{a.task} has no test items in {unknown[0]!r} here.{nearest(unknown[0], there)}")
     predict = Predictor(*read_model(a.model, a.task, Store(a.store or default_store()), a.labels))
-    return Opened(SaliencyPredictor(predict) if a.search == "greedy-gradient" else predict, data, card, tuple(a.languages or there))
+    predict = SaliencyPredictor(predict) if a.search == "greedy-gradient" else predict
+    return Opened(with_answers(predict, a.answers) if a.answers else predict, data, card, tuple(a.languages or there))
+
+
+def budget_of(a: Asked, how):  # a perturbation -> `Budget`
+    "Both budgets: the words that were asked for, the characters too or else the perturbation's own."
+    return replace(how.budget, words=a.budget, chars=how.budget.chars if a.chars is None else a.chars)
 
 # %% ../nbs/70_attack_commands.ipynb #cell-010
 def attack_row(code: str, goal, found: list, skipped: int, note: str = "") -> dict:
@@ -145,7 +153,7 @@ def attack_language(a: Asked, o: Opened, code: str, told: Callable = lambda row:
     how = perturbation_for(a.attack, o.data, kept, goal, a.mlm, o.predict)
     if note := not_defined(how, kept, code):
         return goal, how, [], [*lost, *((x, note) for x in kept)], note
-    budget, cache, found = replace(how.budget, words=a.budget), {}, []
+    budget, cache, found = budget_of(a, how), {}, []
     for i in range(0, len(kept), piece):
         done, failed = survivors(kept[i : i + piece], lambda some: attack(some, o.predict, how, budget, a.search, a.queries, cache=cache, goal=goal))
         found, lost = found + done, lost + failed
@@ -153,14 +161,14 @@ def attack_language(a: Asked, o: Opened, code: str, told: Callable = lambda row:
     return goal, how, found, lost, ""
 
 # %% ../nbs/70_attack_commands.ipynb #cell-011
-def run_attack(a: Asked, o: Opened, told: Callable = lambda rows, finished: None) -> dict:  # results, examples, skipped, and the prediction table
+def run_attack(a: Asked, o: Opened, told: Callable = lambda rows, finished: None) -> dict:  # results, accounts, examples, skipped, and the prediction table
     "The work of `xstudy attack`; `told` hears all rows so far and how many of them are final."
     import pandas as pd
 
-    from xstudy.attack import mark_edits
+    from xstudy.attack import account, mark_edits
     from xstudy.structured import structured_table
 
-    rows, shown, skipped, tables = [], [], [], []
+    rows, accounts, shown, skipped, tables = [], [], [], [], []
     for code in o.codes:
         goal, how, found, lost, note = attack_language(a, o, code, lambda row: told([*rows, row], len(rows)))
         rows.append(attack_row(code, goal, found, len(lost), note))
@@ -168,12 +176,16 @@ def run_attack(a: Asked, o: Opened, told: Callable = lambda rows, finished: None
         told(rows, len(rows))
         if not found:
             continue
-        tables.append(structured_table(found, goal, Path(a.model).name, 0, a.attack, replace(how.budget, words=a.budget)))
+        budget = budget_of(a, how)
+        accounts.append(dict(language=code, budget_words=budget.words, budget_chars=budget.chars) | account(found))
+        tables.append(structured_table(found, goal, Path(a.model).name, 0, a.attack, budget))
         won = [(x, r) for x, r in zip(found, tables[-1].itertuples()) if x.success][:2]
         for x, r in won:
             marks = mark_edits(x.before or x.pair.texts, x.edits)
             shown.append(dict(language=code, item=x.pair.id, gold=r.gold, prediction=r.prediction, before=[b for b, _ in marks], after=[z for _, z in marks]))
-    return dict(results=rows, examples=shown, skipped=skipped, predictions=pd.concat(tables, ignore_index=True) if tables else None)
+    table = pd.concat(tables, ignore_index=True) if tables else None
+    kept = dict(answers=dict(file=str(a.answers), asked=o.predict.asked, known=o.predict.known)) if a.answers else {}
+    return dict(results=rows, accounts=accounts, examples=shown, skipped=skipped, predictions=table) | kept
 
 # %% ../nbs/70_attack_commands.ipynb #cell-013
 def smooth_curve(a: Asked, o: Opened, kind: str, sigma: float = 0.5, copies: int = 200) -> dict:  # kind, copies, curve, skipped
@@ -229,6 +241,7 @@ def attack(
     attack: Annotated[str, typer.Option(help=f"Perturbation: {', '.join(ATTACKS)}. Or a recipe of TextAttack: {', '.join(RECIPES)}.")] = "typo",
     search: Annotated[str, typer.Option(help=f"{', '.join(SEARCH_NAMES)}. Default: the recipe's, else greedy; random where edits go together.")] = "",
     budget: Annotated[float, typer.Option(help="Share of words that may change.")] = 0.15,
+    chars: Annotated[Optional[float], typer.Option(help="Share of characters that may change. Default: the perturbation's own.")] = None,
     queries: Annotated[int, typer.Option(help="Questions an item, at most.")] = 30,
     items: Annotated[int, typer.Option(help="Items a language.")] = 50,
     target: Annotated[str, typer.Option(help="The one wrong label that is wanted. Default: any.")] = "",
@@ -238,6 +251,7 @@ def attack(
     smooth: Annotated[str, typer.Option(help="Also certified accuracy, by words, gaussian or ball noise.")] = "",
     sigma: Annotated[float, typer.Option(help="Size of the noise on embeddings, for --smooth gaussian and ball.")] = 0.5,
     copies: Annotated[int, typer.Option(help="Noisy copies an item, for --smooth.")] = 200,
+    answers: Annotated[str, typer.Option(help="File that keeps the model's answers for later runs and other attacks. Default: none.")] = "",
     out: Annotated[str, typer.Option("--out", help="Folder for predictions.parquet, attack.json and the figure. Default: none.")] = "",
     source: Annotated[str, typer.Option(help="lab, folder or hub.")] = "",
     root: Root = "",
@@ -254,10 +268,9 @@ def attack(
     how, usual = recipe(attack)
     listed = lambda words: tuple(x.strip() for x in words.split(",")) if words else ()
     codes = () if languages == "all" else tuple(languages.replace(",", " ").split())
-    a = Asked(model, task, codes, how, search or usual, budget, queries, items, source, root, store, file, target, mlm, listed(labels))
+    a = Asked(model, task, codes, how, search or usual, budget, queries, items, source, root, store, file, target, mlm, listed(labels), chars, answers)
     with quiet_when(as_json), LiveRows(f"{how} by {a.search} search, at most {queries} questions an item", as_json) as live:
-        opened = open_asked(a)
-        found = run_attack(a, opened, live)
+        found = run_attack(a, opened := open_asked(a), live)
         found |= dict(smooth=smooth_curve(a, opened, smooth, sigma, copies)) if smooth else {}
     tell(found, Path(out) if out else None, as_json)
 
@@ -275,6 +288,9 @@ def tell(found: dict, out: Path | None, as_json: bool):
             print(*(f"  {b}" if b == z else f"- {b}\n+ {z}" for b, z in zip(x["before"], x["after"]) if b.strip()), sep="\n")
         for why, which in _by_reason(found["skipped"]).items():
             print(f"skipped {len(which)} ({', '.join(which[:5])}{', ...' if len(which) > 5 else ''}): {why}")
+        show(found["accounts"], False, "What it cost") if found["accounts"] else None
+        if "answers" in found:
+            print("answers: {asked} asked, {known} known already, in {file}".format(**found["answers"]))
         if smooth:
             show(smooth["curve"], False, f"Certified accuracy, {smooth['kind']}")
             show(smooth["skipped"], False, "Not certified") if smooth["skipped"] else None
@@ -291,7 +307,7 @@ def _by_reason(skipped: list) -> dict:
         out.setdefault(re.sub(r"(item|text) .*?(?= is |:|$)", r"\1 ...", x["reason"], count=1), []).append(f"{x['language']}/{x['item']}")
     return out
 
-
+# %% ../nbs/70_attack_commands.ipynb #cell-018
 def _write(found: dict, table, out: Path):
     import pandas as pd
 
@@ -308,7 +324,7 @@ def _write(found: dict, table, out: Path):
         curve = pd.DataFrame(found["smooth"]["curve"])
         save_figure(certified_figure(curve), curve, out, "certified")
 
-# %% ../nbs/70_attack_commands.ipynb #cell-025
+# %% ../nbs/70_attack_commands.ipynb #cell-027
 subsets = typer.Typer(no_args_is_help=True, help="Write, check and score fixed noisy sets of any task, to share with others.")
 _listed = lambda words: tuple(words.replace(",", " ").split())
 Mlm = Annotated[str, typer.Option(help="Folder of a masked language model, for substitute.")]
@@ -348,7 +364,7 @@ def subset_build(
         return show(made, True)
     show([{k: len(v) if k == "skipped" else v for k, v in r.items()} for r in made["sets"]], False, f"{out}: {made['hash']}")
 
-# %% ../nbs/70_attack_commands.ipynb #cell-026
+# %% ../nbs/70_attack_commands.ipynb #cell-028
 @subsets.command("verify")
 def subset_verify(
     folder: Annotated[str, typer.Argument(help="A folder that `xstudy subset build` wrote.")],
@@ -398,7 +414,7 @@ def subset_score(
         rows = score_subset(folder, predictions, _source(source, root))
     show(rows, as_json, folder)
 
-# %% ../nbs/70_attack_commands.ipynb #cell-029
+# %% ../nbs/70_attack_commands.ipynb #cell-031
 def transfer(
     names: Annotated[list[str], typer.Argument(help="A profile whose run is finished; or, after --models, two models or more.")],
     models: Annotated[bool, typer.Option("--models", help="The names are models: folders, keys in the store or hub ids.")] = False,
@@ -433,7 +449,7 @@ def transfer(
             table, matrix, skipped = *transfer_in(names, _listed(attack), _listed(sources), _listed(targets), seeds, root, store), []
     _tell_transfer(table, matrix, skipped, out, as_json)
 
-# %% ../nbs/70_attack_commands.ipynb #cell-030
+# %% ../nbs/70_attack_commands.ipynb #cell-032
 def transfer_in(names: list, attacks: tuple, sources: tuple, targets: tuple, seeds: str, root: str, store: str) -> tuple:  # (prediction table, matrix)
     "The transfer matrix of a finished study."
     from xstudy.study import open_study

@@ -4,18 +4,24 @@
 
 # %% auto #0
 __all__ = ['MIXED', 'BLOCKS', 'OWN', 'FOREIGN', 'PLAIN', 'FED', 'letters', 'random_text', 'fed', 'available', 'broken',
-           'bench_edits']
+           'bench_edits', 'read_misspellings', 'kind_of', 'kinds_of', 'natural_drop']
 
 # %% ../nbs/74_bench_edits.ipynb #cell-002
 import unicodedata
+import zipfile
 from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
+import regex
 
 from .characters import RATES
-from .core import Progress, SettingsError, nearest, rng
-from .languages import LAYOUTS, RECORDS, XTREME_R, graphemes, has_digit, in_script, lower, words
-from .perturb import Budget, apply_edits, cost, perturbation, sample, undo
+from .core import DataError, Progress, SettingsError, nearest, rng
+from .languages import LAYOUTS, RECORDS, XTREME_R, capital, graphemes, has_digit, in_script, language, lower, words
+from .perturb import Budget, Edit, apply_edits, by_word, cost, in_turn, perturbation, sample, size, typos, undo
+from .schedule import usable
 
 # %% ../nbs/74_bench_edits.ipynb #cell-004
 MIXED = ["🙂", "👨‍👩‍👧", "42", "B2B", "\u0301", "\u200d", "\t", "—", "garden", "сад", "שלום", "حديقة", "花园", "बाग़", "สวน", "!?", "\u00a0"]
@@ -114,3 +120,96 @@ def bench_edits(
             progress.step(k * texts + 2 * n + 2, f"{code}, {len(failures)} failures")
     total = sum(sum(c.values()) for c in changed.values())
     return dict(texts=texts * len(languages), draws=draws, changed=total, languages={n: dict(c) for n, c in sorted(changed.items())}, failures=failures)
+
+# %% ../nbs/74_bench_edits.ipynb #cell-016
+_WORD = regex.compile(r"[\p{L}\p{M}'’\-]+")
+
+
+def _listed(path: Path) -> list:  # of (right, wrong)
+    if path.suffix == ".dat":
+        with zipfile.ZipFile(path) as z:
+            root = ElementTree.fromstring(z.read("DocumentList.xml"))
+        return [tuple(v for _, v in sorted((k.rpartition("}")[2], v) for k, v in x.items()))[::-1] for x in root]  # 'abbreviated-name' is the wrong one, 'name' the right
+    out = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        wrong, arrow, right = line.partition("->")
+        out += [(right.strip().rstrip(","), wrong.strip())] if arrow else [(x[0], w) for x in [line.split()] if x for w in x[1:]]
+    return out
+
+
+def read_misspellings(path: str | Path, code: str) -> dict:  # right word, lower case -> tuple of wrong ones
+    "The single words of a list of misspellings that are of the language's script; raises `DataError` for a file that is none."
+    out: dict = {}
+    try:
+        for right, wrong in _listed(Path(path).expanduser()):
+            if all(_WORD.fullmatch(w) and in_script(w, code) for w in (right, wrong)) and lower(right, code) != lower(wrong, code):
+                out.setdefault(lower(right, code), {})[lower(wrong, code)] = None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, ElementTree.ParseError) as e:
+        raise DataError(f"this is no list of misspellings ({type(e).__name__}): give acor_*.dat, lines 'wrong->right', or lines 'right wrong ...'.", path) from None
+    if not out:
+        raise DataError(f"there is no pair of {language(code).name} words in it: give a list of that language.", path)
+    return {k: tuple(v) for k, v in sorted(out.items())}
+
+# %% ../nbs/74_bench_edits.ipynb #cell-019
+def kind_of(right: str, wrong: str, code: str) -> str:
+    "What happened to a word: a kind of `perturb.typos`, or insert, letter, more."
+    for kind, options in typos(right, code).items():
+        if any(right[:a] + new + right[b:] == wrong for a, b, new in options):
+            return kind
+    old, new = graphemes(right), graphemes(wrong)
+    while old and new and old[0] == new[0]:
+        old, new = old[1:], new[1:]
+    while old and new and old[-1] == new[-1]:
+        old, new = old[:-1], new[:-1]
+    if len(old) == 2 and new == old[::-1]:
+        return "swap"
+    return {(1, 1): "letter", (1, 0): "drop", (0, 1): "insert"}.get((len(old), len(new)), "more")
+
+
+def kinds_of(table: dict, code: str) -> dict:  # kind -> share, the commonest first
+    "The shares of kinds in a list of misspellings."
+    found = Counter(kind_of(right, w, code) for right, wrong in table.items() for w in wrong)
+    return {k: n / found.total() for k, n in found.most_common()}
+
+# %% ../nbs/74_bench_edits.ipynb #cell-022
+def _both(x, table: dict, typo, gen: np.random.Generator, most: float) -> tuple | None:  # (their edits, ours)
+    "The same words of an example, misspelt by the list and by us; None where there is no such word."
+    theirs, ours, groups = [], [], by_word(typo, x.texts, x.language, gen)
+    for segment, text in enumerate(x.texts):
+        for n, w in enumerate(w for w in words(text, x.language) if w.is_word):
+            wrong = table.get(lower(w.text, x.language), ())
+            if wrong and (segment, n) in groups:
+                new = capital(wrong[int(gen.integers(len(wrong)))], w.text, x.language)
+                theirs.append(Edit(segment, w.start, w.end, new, "natural"))
+                ours.append(in_turn(groups[segment, n], typo, gen)[0])
+    keep = sorted(gen.permutation(len(theirs))[: max(1, int(most * size(x.texts, x.language)[0]))])
+    return ([theirs[i] for i in keep], [ours[i] for i in keep]) if theirs else None
+
+
+def natural_drop(
+    table: dict,  # right word -> wrong ones
+    examples: Iterable,  # of one task with labels, in one language
+    predict: Callable,  # a `Predictor`
+    draws: int = 4,  # of both for each text
+    most: float = 0.3,  # share of words that are misspelt, at most
+    seed: int = 0,
+) -> dict:  # texts, rate, their and our drop in probability and accuracy, ratio with its 95 % interval, ratio in accuracy
+    "What natural misspellings cost a model, and what typos in the same words cost it; raises `DataError` where no text has such a word."
+    typo, rows, examples = perturbation("typo"), [], usable(examples)[0]
+    for x in examples:
+        found = [b for d in range(draws) if (b := _both(x, table, typo, rng("natural", x.language, x.id, d, seed), most))]
+        rows += [(x, [[apply_edits(x.texts, b[k]) for b in found] for k in (0, 1)], len(found[0][0]) / size(x.texts, x.language)[0])] if found else []
+    if not rows:
+        raise DataError("no text has a word that the list knows: give more texts, or a longer list.")
+    asked = sorted({x.texts for x, *_ in rows} | {t for _, both, _ in rows for side in both for t in side})
+    p = dict(zip(asked, np.asarray(predict(asked), dtype=float)))
+    gold = lambda x: list(predict.labels).index(x.label)
+    seen = lambda x, t: np.array([p[t][gold(x)], p[t].argmax() == gold(x)], dtype=float)
+    lost = np.array([[seen(x, x.texts) - np.mean([seen(x, t) for t in side], 0) for side in both] for x, both, _ in rows])  # [texts, theirs and ours, p and right]
+    again = lost[rng("again", seed).integers(len(lost), size=(1000, len(lost)))].mean(1)[:, :, 0]
+    (their_p, their_right), (our_p, our_right) = lost.mean(0)
+    ratio = lambda a, b: float(a / b) if b > 0 else float("nan")
+    ratios = [b / a if a > 0 else float("inf") for a, b in again] if their_p > 0 else [float("nan")]  # inf: in these texts theirs cost nothing
+    low, high = (float(q) for q in np.percentile(ratios, [2.5, 97.5], method="nearest"))
+    drops = dict(theirs=float(their_p), ours=float(our_p), ratio=ratio(our_p, their_p), low=low, high=high, ratio_accuracy=ratio(our_right, their_right))
+    return dict(texts=len(rows), rate=float(np.mean([r for *_, r in rows])), **drops)

@@ -58,6 +58,8 @@ class Gradients:
         self.model, self.tokenizer = model.eval(), tokenizer
         self.known = {(x.language, x.texts): x for x in examples}
         self.found: dict = {}
+        if model.family not in ("pair", "sentence", "span"):
+            raise DataError(f"gradients of words are read for pairs, sentences and questions, not for {model.family}: choose another perturbation.")
         if model.pooling == "siamese":
             raise DataError("gradients of words need a model that reads the texts together, not one of a row each.")
 

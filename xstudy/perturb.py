@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PERTURBATIONS', 'HOMES', 'LONGEST_WORD', 'LEAST', 'RULES', 'SHARES', 'Edit', 'apply_edits', 'undo', 'distance',
            'footprint', 'size', 'cost', 'Budget', 'Perturbation', 'register', 'perturbation', 'propose', 'by_word',
-           'sample', 'positions', 'without_diacritic', 'slips', 'typos', 'Typo', 'invert', 'pivot', 'mixing_table',
-           'CodeMix']
+           'in_turn', 'sample', 'positions', 'without_diacritic', 'slips', 'typos', 'Typo', 'invert', 'pivot',
+           'mixing_table', 'CodeMix']
 
 # %% ../nbs/30_perturb.ipynb #cell-002
 import bisect
@@ -233,7 +233,7 @@ def _sample_linked(texts: tuple, code: str, perturbation: Perturbation, budget: 
     return sorted(chosen)
 
 
-def _in_turn(edits: list, perturbation: Perturbation, gen: np.random.Generator) -> list:
+def in_turn(edits: list, perturbation: Perturbation, gen: np.random.Generator) -> list:
     "The candidates of a word in random order; where the perturbation has `shares` of kinds, common kinds come sooner. Source: Efraimidis & Spirakis (2006)."
     if not (shares := getattr(perturbation, "shares", None)):
         return [edits[i] for i in gen.permutation(len(edits))]
@@ -255,7 +255,7 @@ def sample(
         return _sample_linked(texts, code, perturbation, budget, gen)
     groups, chosen, taken = list(by_word(perturbation, texts, code, gen).values()), [], set()
     for i in gen.permutation(len(groups)):
-        for e in _in_turn(groups[i], perturbation, gen):
+        for e in in_turn(groups[i], perturbation, gen):
             touched, chars = footprint(texts, e, code)
             if len(touched) <= left_words and chars <= left_chars and not touched & taken:
                 chosen.append(e)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FEWEST', 'PRESERVATION', 'all_predictions', 'transfer_shown', 'gate_table', 'gate_reason', 'effects_of',
            'positive_control', 'transfer_check', 'validity', 'withhold', 'withheld_reason', 'preservation',
-           'judge_labels', 'facts_table', 'arms_summary', 'accuracy_table', 'figures_of', 'file_result',
-           'pretraining_curve', 'write_result']
+           'judge_labels', 'facts_table', 'arms_summary', 'accuracy_table', 'figures_of', 'certified',
+           'certified_curve', 'file_result', 'pretraining_curve', 'write_result']
 
 # %% ../nbs/54_results.ipynb #cell-002
 import textwrap
@@ -20,12 +20,16 @@ from .core import RunError, content_key
 from .design import ASKED, VALIDITY
 from .arms import arms, contrasts, main_measures, measures
 from .figures import accuracy_by_language, drop_scatter, effects_forest, loss_curve
+from .heads import Predictor, load_model
+from .languages import language
+from .lexical import source_synonyms
 from .metrics import accuracies, gate, reference_predictors, robustness
 from .notebooks import emit
 from .parser import preserved
+from .smoothing import NoisyModel, certified_accuracy, certify_noise, certify_words
 from .stats import contrast, contrast_cells, family, measured, verdict
 from .store import read_table
-from .study import TRANSFER, Study, arm_key, encoder_key, examples, left_out, make_encoder, model_key, noise_key, predictions, read_noise, result_key, transfer_key
+from .study import TRANSFER, Study, arm_key, encoder_key, examples, items, left_out, make_encoder, model_key, noise_key, predictions, read_noise, result_key, transfer_key
 from .tasks import task
 
 # %% ../nbs/54_results.ipynb #cell-004
@@ -236,6 +240,35 @@ def figures_of(study_profile, table: pd.DataFrame, effects: pd.DataFrame, questi
     return out
 
 # %% ../nbs/54_results.ipynb #cell-032
+def certified(study: Study, question: str = "rq1") -> pd.DataFrame:
+    "arm, language, radius, accuracy, items, abstains: certified accuracy of the arms that the profile names; no rows where it names none."
+    e, s, rows, seed = study.profile.evaluation, study.profile.evaluation.smooth, [], study.profile.seeds[0]
+    radii, first = ([0, 1, 2, 3, 4], s.copies // 10) if s.kind == "words" else ([round(s.sigma * k / 4, 4) for k in range(9)], s.copies // 10)
+    for arm in [a for a in arms(study.profile, question) if s.kind and a in s.arms]:
+        predict = Predictor(*load_model(study.store.path(model_key(study, arm, seed))))
+        for code in e.adaptive_languages:
+            pairs, near = items(study, code, s.items), source_synonyms(study.source, code) if s.kind == "words" else {}
+            if s.kind == "words" and not (near and language(code).spaces):
+                continue
+            if s.kind == "words":
+                table = certify_words(pairs, predict, {code: near}, first, s.copies)
+            else:
+                table = certify_noise(pairs, NoisyModel(predict, s.sigma), first, s.copies)
+            rows.append(certified_accuracy(table, radii).assign(arm=arm, abstains=float(table["abstains"].mean())))
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=["language", "radius", "accuracy", "items", "arm", "abstains"])
+
+
+def certified_curve(study: Study, question: str = "rq1") -> list[tuple]:
+    "The curves of certified accuracy, as `figures_of`; nothing where the profile asks for none."
+    if (curve := certified(study, question)).empty:
+        return []
+    fig = loss_curve(curve.rename(columns=dict(radius="step", accuracy="loss")), label="certified accuracy")
+    kind, abstains = study.profile.evaluation.smooth.kind, ", ".join(f"{a} {100 * x:.0f} %" for a, x in curve.groupby("arm")["abstains"].mean().items())
+    fig.axes[0].set(xlabel="words replaced by synonyms" if kind == "words" else "distance of the embeddings", ylim=(0, 1))
+    caption = f"Certified accuracy by radius, mean over languages with the band from the lowest to the highest; first seed. Abstentions: {abstains}."
+    return [("certified", fig, curve, caption, "Falling curves, one an arm")]
+
+# %% ../nbs/54_results.ipynb #cell-035
 def file_result(study: Study, question: str = "rq1") -> Path:
     "Computes a question's result and files it: tables/, figures/, result.json, examples.json; returns its folder."
     key = result_key(study, question)
@@ -269,7 +302,7 @@ def write_result(study: Study, question: str, folder: Path, run: str):
     for name, frame in tables.items():
         emit(folder, name, frame)
     drawn = []
-    for name, figure, data, caption, alt in [*figures_of(p, table, effects, question, cells), *pretraining_curve(study, question)]:
+    for name, figure, data, caption, alt in [*figures_of(p, table, effects, question, cells), *pretraining_curve(study, question), *certified_curve(study, question)]:
         emit(folder, name, figure)
         emit(folder, f"figure-{name}", data)
         drawn.append(dict(name=name, path=f"figures/{name}.svg", table=f"tables/figure-{name}.csv", caption=caption, alt=alt))

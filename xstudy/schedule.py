@@ -303,7 +303,7 @@ class _Filed:
         model: str,  # what the model is: its key in the store, or a digest of its weights and of how it is read
         path: str | Path,  # of the file; made where there is none
     ):
-        self.predict, self.model, self.path, self.asked, self.known = predict, model, Path(path), 0, 0
+        self.predict, self.whose, self.path, self.asked, self.known = predict, model, Path(path), 0, 0
         self._sql("CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, answer BLOB) WITHOUT ROWID")
 
     def __getattr__(self, name: str):
@@ -335,7 +335,7 @@ class Remembered(_Filed):
     def __call__(self, texts: list):
         "Answers in the order asked, from the file where they are in it."
         texts = list(texts)
-        keys = [bytes.fromhex(sha256(canonical([self.model, list(t)]))) for t in texts]
+        keys = [bytes.fromhex(sha256(canonical([self.whose, list(t)]))) for t in texts]
         found = {k: from_bytes(v) for k, v in self._lookup(list(dict.fromkeys(keys))).items()}
         new = {k: t for k, t in zip(keys, texts) if k not in found}
         if new:

@@ -377,6 +377,7 @@ def part_key(study: Study, model_key: str, arm: str, seed: int, mode: str, name:
     how |= dict(clean=e.clean) if mode == "clean" else dict(noise=noise_key(study, name)) if mode == "noise" else {}
     if mode == "adaptive":
         how |= dict(items=e.adaptive, languages=e.adaptive_languages, queries=e.queries, words=e.words)
+        how |= dict(search=e.search) if e.search != "greedy" else {}
         how |= dict(lexicons=s.digest("lexicons") if p.source == "folder" else "")
     return study.key("predictions", how, (model_key, s.digest(p.target)), _home(name))
 
@@ -393,7 +394,7 @@ def predict_part(study: Study, predict: Predictor, arm: str, seed: int, mode: st
     without = left_out(study, name)
     languages = [c for c in e.adaptive_languages if c not in without]
     pairs = [p for language in languages for p in items(study, language, e.adaptive)]
-    outcomes = attack(pairs, predict, how, budget, queries=e.queries)
+    outcomes = attack(pairs, predict, how, budget, e.search, e.queries)
     made = [dict(language=o.pair.language, item=o.pair.id, edits=[_flat(z) for z in o.edits]) for o in outcomes]
     return adaptive_table(outcomes, arm, seed, name, budget), _examples(outcomes, arm, name), made
 
@@ -488,7 +489,9 @@ def result_key(study: Study, question: str = "rq1") -> str:
     keys = tuple(arm_key(study, a, s) for a in arms(study.profile, question) for s in study.profile.seeds)
     also = transfer_key(study) if study.profile.source == "lab" and question != VALIDITY.id else ""
     keys += (also,) if also and study.store.has(also) else ()
-    return content_key("result", [question, study.profile.name, study.profile.title, study.profile.quotes], keys, READING)
+    smooth = study.profile.evaluation.smooth
+    asked = [question, study.profile.name, study.profile.title, study.profile.quotes, *([plain(smooth)] if smooth.kind else [])]
+    return content_key("result", asked, keys, READING + (("smoothing",) if smooth.kind else ()))
 
 
 @once
