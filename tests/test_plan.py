@@ -48,8 +48,8 @@ def test_resources_are_no_part_of_a_key(tmp_path):
 @pytest.mark.parametrize("words,said", [
     ("seeds", "NAME=VALUE"), ("=1", "NAME=VALUE"), ("sedes=[1]", "'seeds'"), ("stage.loop.lr=fast", "must be a float"), ("intermediate.7.task=qqp", "a list of 2"),
     ("seeds=[0", "not readable YAML"), ("lab=&a {x: *a}", "circle"), ("resources.workers=0", "give 1 or more"), ("source=web", "no source"), ("lab.dve=3", "'dev'"),
-    ("evaluation.queries=0", "give 1 or more"), ("stage.loop.lr=.nan", "finite"), ("stage.loop.lr=-1", "above 0"), ("evaluation.attacks=[tipo]", "'typo'"), ("evaluation.attacks=[]", "each once"),
-    ("name=a/b", "cannot be a profile's name"), ("questions=[rq1, rq1]", "each once"), ("stage.task=x", "the arms' own"), ("pretrain.steps=-1", "give 1 or more"),
+    ("evaluation.queries=0", "give 1 or more"), ("stage.loop.lr=.nan", "finite"), ("stage.loop.lr=-1", "0 or more"), ("evaluation.attacks=[tipo]", "'typo'"), ("evaluation.attacks=[]", "each once"),
+    ("name=a/b", "cannot be a profile's name"), ("questions=[rq1, rq1]", "each once"), ("stage.task=x", "the arms' own"), ("pretrain.steps=-1", "0 or more"),
     ("intermediate=[{task: lab-paws}, {task: lab-paws}]", "each once"), ("evaluation.words=2", "share"),
 ])  # fmt: skip
 def test_a_wrong_value_is_one_sentence(words, said):

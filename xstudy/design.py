@@ -96,7 +96,7 @@ class Evaluation:
         if search_named(self.search) and self.search == "greedy-gradient":
             raise SettingsError("evaluation: a study's models are asked, not differentiated: choose another search than greedy-gradient.")
 
-
+# %% ../nbs/50_design.ipynb #cell-014
 @dataclass(frozen=True)
 class Resources:
     "What a run may take. Nothing here changes a result, so nothing here is part of a key."
@@ -107,7 +107,7 @@ class Resources:
     time: float = 0.0  # hours a job may take; 0: as long as it needs
     gpus: int = 0  # GPUs a job needs
 
-# %% ../nbs/50_design.ipynb #cell-012
+# %% ../nbs/50_design.ipynb #cell-015
 @dataclass(frozen=True)
 class Domain:
     "Intermediate tasks of one kind, at least two, so that a domain is not one data set."
@@ -145,7 +145,7 @@ class Factors:
 
 NEEDS = {"rq2": ("regimes",), "rq3": ("sizes", "language"), "rq4": ("rotation", "robust"), "rq5": ("domains", "low"), "validity": ("variants",)}
 
-# %% ../nbs/50_design.ipynb #cell-013
+# %% ../nbs/50_design.ipynb #cell-016
 @dataclass(frozen=True)
 class Profile:
     "One scale at which the study is run."
@@ -188,7 +188,7 @@ class Profile:
         "What the arms start from, in a few words."
         return self.encoder or (f"{self.transplant.teacher}, transplanted" if self.transplant else self.pretrain.size)
 
-# %% ../nbs/50_design.ipynb #cell-014
+# %% ../nbs/50_design.ipynb #cell-017
 def threads_needed(p: Profile) -> int:
     "The most threads that a stage of the profile computes with."
     return max(p.stage.threads, 1 if p.encoder else (p.transplant or p.pretrain).threads)
@@ -223,7 +223,7 @@ def build(kind, value, where: str):
         raise SettingsError(f"{where} must be a {kind.__name__}, not {value!r}.")
     return value
 
-# %% ../nbs/50_design.ipynb #cell-017
+# %% ../nbs/50_design.ipynb #cell-020
 def profile_names() -> list[str]:
     "The profiles that come with the package."
     return sorted(p.name.removesuffix(".yaml") for p in (resources.files("xstudy") / "data" / "profiles").iterdir() if p.name.endswith(".yaml"))
@@ -266,7 +266,7 @@ def _refuse_circle(value, where: str, above: tuple = ()):
     for k, v in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
         _refuse_circle(v, f"{where}: {k}" if not above else f"{where}.{k}", (*above, id(value)))
 
-# %% ../nbs/50_design.ipynb #cell-018
+# %% ../nbs/50_design.ipynb #cell-021
 SOURCES = ("folder", "hub", "lab")
 STAGE = {"task": "", "tokens": 1}  # of a profile's stage settings: filled in by the arm
 
@@ -295,7 +295,7 @@ def load_profile(
     raw, where = read_profile(name)
     return profile_from(raw | changes, where, values)
 
-# %% ../nbs/50_design.ipynb #cell-020
+# %% ../nbs/50_design.ipynb #cell-023
 def check_profile(p: Profile) -> Profile:
     "Refuses what no run could do: unknown tasks, languages, questions, no seeds."
     if p.source not in SOURCES:
@@ -327,7 +327,7 @@ def check_profile(p: Profile) -> Profile:
     check_factors(p)
     return p
 
-# %% ../nbs/50_design.ipynb #cell-022
+# %% ../nbs/50_design.ipynb #cell-025
 LEAST = {  # part of a profile -> setting -> its least value
     "": dict(intermediate_tokens=1, target_tokens=1, seed_sd=0, item_sd=0),
     "stage": dict(batch_tokens=1, threads=1, select=0),
@@ -363,7 +363,7 @@ def _each_once(p: Profile, name: str, given: tuple, needed: bool = True):
     if (needed and not given) or len(set(given)) < len(given):
         raise SettingsError(f"{p.name}: {name} {list(given)} must be given, each once.")
 
-# %% ../nbs/50_design.ipynb #cell-024
+# %% ../nbs/50_design.ipynb #cell-027
 def _changes(p: Profile, name: str) -> Variant:
     "The variant of that name; a size of the lab family is one that changes the size."
     found = {v.name: v for v in p.factors.variants} | {"": Variant("")}
@@ -379,7 +379,7 @@ def lab_of(p: Profile, name: str = "") -> LabSettings:
     "The lab that an encoder of the profile reads, by the encoder's name."
     return build(LabSettings, p.lab | _changes(p, name).lab, f"{p.name}.lab")
 
-# %% ../nbs/50_design.ipynb #cell-025
+# %% ../nbs/50_design.ipynb #cell-028
 def check_start(p: Profile):
     "Refuses encoders that cannot be had together, or not from the profile's source."
     lab_of(p)
@@ -421,7 +421,7 @@ def check_factors(p: Profile):
         for i in x.tasks:
             task(i.task)
 
-# %% ../nbs/50_design.ipynb #cell-029
+# %% ../nbs/50_design.ipynb #cell-032
 def with_values(p: Profile, values: tuple | list) -> Profile:
     "The profile with values changed, each 'name=value'; raises `SettingsError` for a name or value that does not fit."
     raw = plain(p)
@@ -456,7 +456,7 @@ def _put(at, names: list[str], value, where: str):
             at[name] = {}
         at, where = at[name], f"{where}.{name}"
 
-# %% ../nbs/50_design.ipynb #cell-032
+# %% ../nbs/50_design.ipynb #cell-035
 def _comments(kind) -> dict[str, str]:
     "field -> the comment behind it."
     try:
@@ -489,7 +489,7 @@ def _schema(kind, records: dict) -> dict:
         records[kind.__name__] = dict(type="object", description=about, properties=parts, required=needed, additionalProperties=False)
     return {"$ref": f"#/$defs/{kind.__name__}"}
 
-# %% ../nbs/50_design.ipynb #cell-033
+# %% ../nbs/50_design.ipynb #cell-036
 def profile_schema() -> dict:
     "The JSON schema (2020-12) of a profile."
     records = {}

@@ -70,9 +70,9 @@ class ClusterGone(RunError):
 
     fatal = True
 
-
-class DaskExecutor(futures.Executor):
-    "A `concurrent.futures` executor of notebooks on a Dask cluster."
+# %% ../nbs/52_executors.ipynb #cell-008
+class _Watched(futures.Executor):
+    "A cluster, what it offers, and an eye on whether it is still there."
 
     def __init__(
         self,
@@ -111,6 +111,10 @@ class DaskExecutor(futures.Executor):
         for out in list(self.pending):
             _set(out, error=self.gone)
 
+# %% ../nbs/52_executors.ipynb #cell-009
+class DaskExecutor(_Watched):
+    "A `concurrent.futures` executor of notebooks on a Dask cluster."
+
     def submit(self, fn, job, root: str, folder: str, *more) -> futures.Future:
         "Runs a job on some worker; gives what `fn` gives."
         need, out, self.folder = {"threads": job.threads, "GPU": job.gpus}, futures.Future(), folder
@@ -141,7 +145,7 @@ class DaskExecutor(futures.Executor):
                 self.client.run(stop_notebooks, self.folder)
         self.shutdown(cancel_futures=kind is not None)
 
-# %% ../nbs/52_executors.ipynb #cell-008
+# %% ../nbs/52_executors.ipynb #cell-010
 def _offered(client) -> dict:
     "Resource -> the most of it that a worker has; threads only where all say how many."
     there = [w["resources"] for w in client.scheduler_info(n_workers=-1)["workers"].values()]
@@ -172,7 +176,7 @@ def _hand_over(inner: futures.Future, out: futures.Future, job, folder: Path):
     except BaseException as e:
         _set(out, error=_lost(e, job) if type(e).__name__ in LOST else e)
 
-# %% ../nbs/52_executors.ipynb #cell-010
+# %% ../nbs/52_executors.ipynb #cell-014
 def _client(address: str, stack: contextlib.ExitStack, patience: float = 10.0):
     "A client of a scheduler; `SettingsError` in one sentence when none answers."
     distributed = _package("distributed", "dask clusters")
@@ -219,7 +223,7 @@ def _fit(client):
         if facts["code"] != code_digest_here():
             raise SettingsError(f"The worker {address} on {facts['host']} has other code than this machine: install the same version of xstudy there.")
 
-
+# %% ../nbs/52_executors.ipynb #cell-015
 def connect(address: str, patience: float = 10.0) -> DaskExecutor:
     "An executor on a Dask cluster that runs; `SettingsError` when it cannot be reached, has no workers, or workers that do not fit."
     with contextlib.ExitStack() as stack:
@@ -237,7 +241,7 @@ def waits(otherwise: float, text: str = "") -> float:
     "Seconds that a run waits for a worker: XSTUDY_CLUSTER_WAIT, else `text` (of the cluster's file), else `otherwise`."
     return limit_of("XSTUDY_CLUSTER_WAIT", os.environ.get("XSTUDY_CLUSTER_WAIT", "")) or limit_of("wait", text) or otherwise
 
-# %% ../nbs/52_executors.ipynb #cell-015
+# %% ../nbs/52_executors.ipynb #cell-020
 KINDS = {
     "slurm": ("dask_jobqueue", "SLURMCluster"),
     "pbs": ("dask_jobqueue", "PBSCluster"),
@@ -277,7 +281,7 @@ def read_cluster(path: str | Path) -> tuple:  # (class, our settings, options of
     limit_of(f"{path}: wait", str(raw.get("wait", "")))
     return cls, {k: raw[k] for k in OURS if k in raw}, {k: v for k, v in raw.items() if k not in OURS}
 
-# %% ../nbs/52_executors.ipynb #cell-018
+# %% ../nbs/52_executors.ipynb #cell-023
 FREE = "DASK_DISTRIBUTED__WORKER__DAEMON"  # "False": a worker may have children
 
 
@@ -300,7 +304,7 @@ def filled_in(kind: str, ours: dict, options: dict) -> tuple[dict, dict, int]:
     given["scheduler_options"] = {"dashboard_address": ":0"} | (given.get("scheduler_options") or {})
     return given, offers, size
 
-# %% ../nbs/52_executors.ipynb #cell-021
+# %% ../nbs/52_executors.ipynb #cell-026
 def _answered(cls, answers: list):
     "The class of a queue's cluster, whose jobs note what the queue answered to each: '' or its complaint."
     from distributed.deploy.spec import ProcessInterface
@@ -327,7 +331,7 @@ def _ask_queue(cluster, jobs: int, answers: list, patience: float = 60.0):
     if "" not in answers:
         raise RuntimeError(answers[0] if answers else f"the queue gave no answer in {patience:g} s")
 
-# %% ../nbs/52_executors.ipynb #cell-022
+# %% ../nbs/52_executors.ipynb #cell-027
 def _askable(path: str | Path) -> tuple:
     "As `read_cluster`; `SettingsError` also where the queue's command is not on this machine."
     cls, ours, options = read_cluster(path)
@@ -356,7 +360,7 @@ def start_cluster(path: str | Path, workers: int = 0) -> DaskExecutor:
         print(f"{jobs} jobs asked of {kind}; the run begins as soon as one is there", file=sys.stderr, flush=True)
         return DaskExecutor(client, jobs * size, offers, stack.pop_all(), waits(QUEUED if queue else WAIT, str(ours.get("wait", ""))))
 
-# %% ../nbs/52_executors.ipynb #cell-023
+# %% ../nbs/52_executors.ipynb #cell-028
 def executor_for(
     cluster: str = "",  # "" or "local": here; the address of a Dask scheduler; or a YAML file
     workers: int = 0,  # notebooks at once here, or as many as a queue is asked for; 0: the cores that this process may use

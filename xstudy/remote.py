@@ -54,7 +54,7 @@ def knock(url: str, seconds: float = 4.0):
     except OSError as e:
         raise OSError(f"{to.netloc} does not answer: {e.strerror or e}") from e
 
-
+# %% ../nbs/01_remote.ipynb #cell-005
 @contextlib.contextmanager
 def remote_guard(
     address: str,
@@ -73,7 +73,7 @@ def remote_guard(
         said = " ".join(str(e).split())[:200] or type(e).__name__
         raise StoreError(f"{address} cannot be {'written' if writing else 'read'} ({said}): check the address, the credentials and the network; what was finished is kept.") from e
 
-# %% ../nbs/01_remote.ipynb #cell-007
+# %% ../nbs/01_remote.ipynb #cell-008
 BEAT, SILENCE = 10.0, 60.0  # seconds between two signs of life; without one for so long, a holder counts as dead
 _held = set()  # (cache, lease) of this process; whoever looks holds the lock of the cache
 _seen = {}  # lease -> (its content, when it was first seen so)
@@ -122,7 +122,7 @@ class Lease:
             if (self._content() or b"").startswith(self.token.encode()):
                 self._remove()
 
-# %% ../nbs/01_remote.ipynb #cell-011
+# %% ../nbs/01_remote.ipynb #cell-012
 class _Mirror(Store):
     "Where things lie, at the address and in the cache."
 
@@ -148,7 +148,7 @@ class _Mirror(Store):
         with remote_guard(self.address, writing=True):
             return getattr(self.fs, what)(*args, **more)
 
-# %% ../nbs/01_remote.ipynb #cell-012
+# %% ../nbs/01_remote.ipynb #cell-013
 class _Leased(_Mirror):
     "One holder of a key at a time, over all machines."
 
@@ -174,7 +174,7 @@ class _Leased(_Mirror):
                 _held.discard(me)
                 lease.release()
 
-# %% ../nbs/01_remote.ipynb #cell-013
+# %% ../nbs/01_remote.ipynb #cell-014
 class _Looking(_Leased):
     "Tells what is at the address."
 
@@ -218,7 +218,7 @@ class _Looking(_Leased):
 def _sums(body: dict) -> str:
     return sha256(canonical(body["files"]))[:16]
 
-# %% ../nbs/01_remote.ipynb #cell-015
+# %% ../nbs/01_remote.ipynb #cell-016
 class _Moving(_Looking):
     "Moves artefacts between the cache and the address."
 
@@ -251,7 +251,7 @@ class _Moving(_Looking):
         found = problem(place)
         return found and found.replace(place.name, key, 1)
 
-# %% ../nbs/01_remote.ipynb #cell-016
+# %% ../nbs/01_remote.ipynb #cell-017
 class _Publishing(_Moving):
     "Brings what lies in the cache to the address, and back."
 
@@ -290,7 +290,7 @@ class _Publishing(_Moving):
         self._here(key)
         return super().path(key)
 
-# %% ../nbs/01_remote.ipynb #cell-018
+# %% ../nbs/01_remote.ipynb #cell-019
 class _Tended(_Publishing):
     "Lists, checks and cleans."
 
@@ -325,7 +325,7 @@ class _Tended(_Publishing):
             out += [found] if found else []
         return out
 
-# %% ../nbs/01_remote.ipynb #cell-019
+# %% ../nbs/01_remote.ipynb #cell-020
 class RemoteStore(_Tended):
     "Content-addressed artefacts at an address, with a `Store` on this machine in front; see `Store` for what can be asked."
 
@@ -369,7 +369,7 @@ class RemoteStore(_Tended):
         name = str(value)[len(self.address) + 1 :]
         return super().share(name, self._ask("cat_file", f"{self.base}/{name}").decode())
 
-# %% ../nbs/01_remote.ipynb #cell-026
+# %% ../nbs/01_remote.ipynb #cell-027
 @contextlib.contextmanager
 def input_folder(
     place: str | Path,  # a path, or an address such as s3://bucket/reports/lab-quick

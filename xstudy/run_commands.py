@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Questions', 'Seeds', 'Values', 'Out', 'Workers', 'Cluster', 'Log', 'profiles', 'asked_profile', 'plan', 'tell_plan',
-           'spoken', 'run_study', 'run', 'tell_run', 'rerun', 'report', 'report_paths', 'runs']
+           'spoken', 'run_study', 'run', 'tell_run', 'tell_rerun', 'rerun', 'report', 'report_paths', 'runs']
 
 # %% ../nbs/70_run_commands.ipynb #cell-002
 import json, sys
@@ -102,7 +102,7 @@ def plan(
     if record["problems"]:
         raise SettingsError(" ".join(record["problems"]))
 
-
+# %% ../nbs/70_run_commands.ipynb #cell-008
 def tell_plan(r: dict):
     "A plan for a person."
     rows = [dict(stage=x["stage"], finished=f"{x['finished']}/{x['runs']}", arms=x["arms"], tokens=f"{x['tokens']:,}", texts=f"{x['texts']:,}", minutes=f"{x['minutes']:.1f}",
@@ -116,7 +116,7 @@ def tell_plan(r: dict):
     for note in r["notes"]:
         print(note)
 
-# %% ../nbs/70_run_commands.ipynb #cell-011
+# %% ../nbs/70_run_commands.ipynb #cell-012
 def spoken(name: str, **options) -> str:
     "The command line of a run, as its record keeps it."
     import shlex
@@ -159,7 +159,7 @@ def run_study(study, root: str, out: str, command: str, cluster: str = "", log: 
         run_.note(line=summary.text().splitlines()[0])
     return dict(summary=summary, paths=report_paths(out))
 
-# %% ../nbs/70_run_commands.ipynb #cell-012
+# %% ../nbs/70_run_commands.ipynb #cell-013
 def run(
     profile: Annotated[str, typer.Argument(help="Name or YAML file of the profile.")],
     root: Root = "",
@@ -192,7 +192,23 @@ def tell_run(study, done: dict, as_json: bool):
         return show(dict(profile=study.profile.name, run=len(s.done), finished_before=len(s.skipped), seconds=s.seconds, report=paths), True)
     print(f"{s.text()}\nReport: {paths['html']} and {Path(paths['pdf']).name}")
 
-# %% ../nbs/70_run_commands.ipynb #cell-014
+# %% ../nbs/70_run_commands.ipynb #cell-015
+#| export
+
+# %% ../nbs/70_run_commands.ipynb #cell-016
+def tell_rerun(study, done: dict, folder: str, out: str, said: list, rows: list, as_json: bool):
+    "What a repetition did; `RunError` naming the tables that differ."
+    other = [r["table"] for r in rows if not r["same"]]
+    if as_json:
+        show(dict(folder=out, differences=said, run=len(done["summary"].done), finished_before=len(done["summary"].skipped), tables=rows), True)
+    else:
+        tell_run(study, done, False)
+        if rows and not other:
+            print(f"All {len(rows)} tables are equal byte for byte.")
+    if other:
+        raise RunError(f"{len(other)} of {len(rows)} tables differ from {folder}: {', '.join(other[:6])}{' …' if len(other) > 6 else ''}.")
+
+# %% ../nbs/70_run_commands.ipynb #cell-018
 def rerun(
     folder: Annotated[str, typer.Argument(help="A published folder such as reports/lab-quick, or its address.")],
     root: Root = "",
@@ -229,17 +245,9 @@ def rerun(
         done = run_study(study, root_, out, record["command"], cluster, as_json=as_json)
         with input_folder(out) as new:
             rows = compare_tables(old, new) if check else []
-    other = [r["table"] for r in rows if not r["same"]]
-    if as_json:
-        show(dict(folder=out, differences=said, run=len(done["summary"].done), finished_before=len(done["summary"].skipped), tables=rows), True)
-    else:
-        tell_run(study, done, False)
-        if check and not other:
-            print(f"All {len(rows)} tables are equal byte for byte.")
-    if other:
-        raise RunError(f"{len(other)} of {len(rows)} tables differ from {folder}: {', '.join(other[:6])}{' …' if len(other) > 6 else ''}.")
+    tell_rerun(study, done, folder, out, said, rows, as_json)
 
-# %% ../nbs/70_run_commands.ipynb #cell-015
+# %% ../nbs/70_run_commands.ipynb #cell-019
 def report(
     folder: Annotated[str, typer.Argument(help="A published folder such as reports/lab-quick, or its address.")],
     root: Root = "",
@@ -269,7 +277,7 @@ def report_paths(folder: str) -> dict[str, str]:
     "Where the reports of a published folder are."
     return {kind: f"{folder.rstrip('/')}/report.{end}" for kind, end in dict(markdown="md", html="html", pdf="pdf").items()}
 
-# %% ../nbs/70_run_commands.ipynb #cell-019
+# %% ../nbs/70_run_commands.ipynb #cell-023
 def runs(store: StoreAt = "", as_json: Json = False):
     """List the runs on a store and how each stands: running, finished, failed, or interrupted (killed, or stopped by hand).
 
