@@ -253,14 +253,12 @@ _LAYER = re.compile(r"(^|\.)layers?\.\d+\.")
 
 
 def check_loaded(name: str, model, info: dict, tokenizer):
-    "Raises `ModelError` when weights are missing, of another shape, left over or no numbers, or when the tokenizer is none of ours to use or not the model's."
+    "Raises `ModelError` when weights are missing, of another shape or left over, or when the tokenizer is none of ours to use or not the model's."
     odd = sorted(str(k[0] if isinstance(k, tuple) else k) for k in [*info["missing_keys"], *info["mismatched_keys"]])
     if odd := [k for k in odd if "pooler" not in k and "position_ids" not in k]:
         raise ModelError(f"{name}: {len(odd)} weights that config.json asks for are missing or of another shape (the first is {odd[0]}): copy the whole model again.")
     if more := sorted(k for k in info["unexpected_keys"] if _LAYER.search(k)):
         raise ModelError(f"{name} has {len(more)} weights of layers that config.json does not ask for (the first is {more[0]}): copy the model's own config.json.")
-    if odd := [n for n, p in model.named_parameters() if not torch.isfinite(p.detach().sum())]:
-        raise ModelError(f"{name}: {odd[0]} holds something that is no number: its training diverged or the file is damaged; copy the model again.")
     if not getattr(tokenizer, "backend_tokenizer", None) or len(tokenizer) < 10:
         raise ModelError(f"{name} has no tokenizer that can be read fast: add its tokenizer.json.")
     if len(tokenizer) > (rows := model.get_input_embeddings().num_embeddings):
