@@ -83,6 +83,23 @@ def test_rerun_says_what_differs_and_makes_equal_tables(published, tmp_path):
     assert "the folder of the run itself" in str(CliRunner().invoke(app, ["rerun", str(old), "--out", str(old)]).exception)
 
 
+def test_a_run_published_at_an_address_is_judged_reported_and_repeated_from_there(published):
+    import fsspec
+
+    study, folder = published
+    fs, words = fsspec.filesystem("memory"), ["--store", str(study.store.root), "--json"]
+    for p in (p for p in folder.rglob("*") if p.is_file()):
+        fs.pipe_file(f"/away/run/{p.relative_to(folder)}", p.read_bytes())
+    call = lambda *w: CliRunner().invoke(app, [str(x) for x in w])
+    assert call("claims", "--run", "memory://away/run", "--json").stdout == call("claims", "--run", folder, "--json").stdout
+    fs.rm_file("/away/run/report.html")
+    assert json.loads(call("report", "memory://away/run", *words).stdout)["html"] == "memory://away/run/report.html" and fs.exists("/away/run/report.html")
+    again = json.loads(call("rerun", "memory://away/run", "--check", *words).stdout)
+    assert again["folder"] == "memory://away/run-again" and again["tables"] and all(r["same"] for r in again["tables"]) and fs.exists("/away/run-again/runs/rq1.ipynb")
+    assert "memory://nowhere: there is no run.json" in str(call("report", "memory://nowhere").exception) and not fs.exists("/nowhere")
+    fs.rm("/away", recursive=True)
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"profile": 3, "keys": {}}', None])
 def test_no_record_is_one_sentence(text, tmp_path):
     if text is not None:
